@@ -1,0 +1,1 @@
+"""The line: asynchronous clients of PD and TiKV."""
