@@ -1,0 +1,51 @@
+"""What the embedded cluster remembers between two runs: a small table of named JSON values in its data directory."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "pd.sqlite"
+
+
+class ClusterState:
+    """Named values of some kinds (``region``, ``safepoint``, ...), each written at once and kept over a crash.
+
+    It is used by one thread at a time.
+
+    :param directory: the data directory of the cluster; it is made if it is missing.
+    """
+
+    def __init__(self, *, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        # The threaded cluster opens and closes on different threads, one after the other.
+        self._db = sqlite3.connect(directory / FILE_NAME, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        # A write survives the death of the process; the loss of the whole machine is of no interest here.
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS state (kind TEXT, name TEXT, value TEXT, PRIMARY KEY (kind, name))"
+        )
+
+    def read(self, kind: str) -> dict[str, Any]:
+        """Every value of a kind by its name."""
+        rows = self._db.execute("SELECT name, value FROM state WHERE kind = ?", (kind,))
+        return {name: json.loads(value) for name, value in rows}
+
+    def write(self, kind: str, values: Iterable[tuple[str, Any]]) -> None:
+        """Set some values of a kind, all or none."""
+        rows = [(kind, name, json.dumps(value)) for name, value in values]
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+
+    def remove(self, kind: str, name: str) -> None:
+        """Forget a value; one that does not exist is no error."""
+        self._db.execute("DELETE FROM state WHERE kind = ? AND name = ?", (kind, name))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
