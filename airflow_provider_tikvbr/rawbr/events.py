@@ -1,0 +1,64 @@
+"""What a job tells its host while it runs: a worker logs it, a terminal draws a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a step has come.
+
+    :param step: name of the step, such as ``Raw backup`` or ``Raw backup checksum``.
+    :param done: units done: regions of a backup, files of a restore.
+    :param total: units there are, as far as known; it can grow while regions split.
+    :param kvs: pairs done.
+    :param bytes: bytes of keys and values done, before compression.
+    :param elapsed_s: seconds since the step began.
+    """
+
+    step: str
+    done: int
+    total: int
+    kvs: int
+    bytes: int
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """The part that is done, from 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second since the step began."""
+        return self.bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left if it goes on like this; None while nothing is done."""
+        return self.elapsed_s * (1 - self.fraction) / self.fraction if self.fraction else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Something a person should read.
+
+    :param level: how much it matters.
+    :param message: one sentence, free of secrets.
+    """
+
+    level: Literal["info", "warning"]
+    message: str
+
+
+Event = Progress | Note
+
+# Called on the event loop's thread: it must not block, and what it raises ends the job.
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Drop an event: the listener of a job that nobody watches."""

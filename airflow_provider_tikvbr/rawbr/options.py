@@ -1,0 +1,391 @@
+"""What a job is told, as typed values, and the one place where they are read from what people type.
+
+The ``*_options`` helpers serve the command line, whose flags are text, and operators, whose parameters are native values
+or text that a template made. An empty text means the default.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.rawbr.humanize import parse_go_duration
+from airflow_provider_tikvbr.rawbr.keyformat import KeyFormat, parse_key
+from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+
+MIB = 1 << 20
+MAX_UINT64 = (1 << 64) - 1
+MAX_UINT32 = (1 << 32) - 1
+MAX_INT32 = (1 << 31) - 1
+
+DEFAULT_GC_TTL_S = 300
+DEFAULT_SAFE_INTERVAL_S = 60
+DEFAULT_BUDGET_S = 600.0
+DEFAULT_CHECKSUM_CONCURRENCY = 512
+DEFAULT_RESTORE_CONCURRENCY = 512
+DEFAULT_SPLIT_REGION_MAX_KEYS = 1024
+DEFAULT_SWITCH_MODE_INTERVAL_S = 300
+
+Number = int | float | str
+Duration = int | float | str | timedelta
+
+EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
+
+
+class Compression(enum.IntEnum):
+    """How backup files are compressed; the numbers are those of ``backup.CompressionType``."""
+
+    LZ4 = 1
+    SNAPPY = 2
+    ZSTD = 3
+
+    @classmethod
+    def parse(cls, text: str) -> Compression:
+        """Read a name in any case.
+
+        :raises InvalidOptionError: there is no such compression.
+        """
+        try:
+            return cls[text.strip().upper()]
+        except KeyError:
+            raise InvalidOptionError(
+                f"compression: {text!r} is not a compression: give lz4, snappy or zstd.", parameter="compression"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupOptions:
+    """What a backup is told.
+
+    :param keys: which user keys.
+    :param dst_api_version: API version of the backup; None means the cluster's.
+    :param compression: how the files are compressed.
+    :param compression_level: level of the compression; 0 leaves it to TiKV.
+    :param rate_limit: bytes per second that each store may write; 0 means no limit.
+    :param concurrency: sent to TiKV, which goes by its own ``backup.num-threads`` instead.
+    :param cipher: how the files and backupmeta are encrypted.
+    :param gc_ttl_s: in V2, seconds for which GC is held after the last sign of life of the job.
+    :param safe_interval_s: in V2, seconds by which backup-ts lies in the past.
+    :param checksum: whether the backup is compared with the cluster afterwards.
+    :param checksum_concurrency: regions that are counted at a time.
+    :param remove_schedulers: whether PD's balancing is paused meanwhile.
+    :param budget_s: seconds without progress after which the job gives up.
+    :param owner: who writes, for the lock; the same owner may take up an abandoned lock. Empty means nobody else.
+    """
+
+    keys: KeyRange[UserKey] = field(default=EVERYTHING)
+    dst_api_version: ApiVersion | None = None
+    compression: Compression = Compression.ZSTD
+    compression_level: int = 0
+    rate_limit: int = 0
+    concurrency: int = 0
+    cipher: Cipher = field(default=PLAINTEXT)
+    gc_ttl_s: int = DEFAULT_GC_TTL_S
+    safe_interval_s: float = DEFAULT_SAFE_INTERVAL_S
+    checksum: bool = False
+    checksum_concurrency: int = DEFAULT_CHECKSUM_CONCURRENCY
+    remove_schedulers: bool = False
+    budget_s: float = DEFAULT_BUDGET_S
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """What a restore is told.
+
+    :param keys: which user keys; they must lie in the backup's range.
+    :param rate_limit: bytes per second that each store may download; 0 means no limit.
+    :param concurrency: files at a time.
+    :param cipher: how the backup is encrypted.
+    :param checksum: whether the cluster is compared with the backup afterwards.
+    :param checksum_concurrency: regions that are counted at a time.
+    :param online: leave the cluster in normal mode and its schedulers running.
+    :param merge_region_size: bytes up to which neighbouring files share a region; None means the default.
+    :param merge_region_keys: pairs up to which neighbouring files share a region; None means the default.
+    :param split_region_max_keys: split keys of one request.
+    :param switch_mode_interval_s: seconds after which import mode is asked for again; TiKV leaves it after 600.
+    :param budget_s: seconds without progress after which the job gives up.
+    """
+
+    keys: KeyRange[UserKey] = field(default=EVERYTHING)
+    rate_limit: int = 0
+    concurrency: int = DEFAULT_RESTORE_CONCURRENCY
+    cipher: Cipher = field(default=PLAINTEXT)
+    checksum: bool = False
+    checksum_concurrency: int = DEFAULT_CHECKSUM_CONCURRENCY
+    online: bool = False
+    merge_region_size: int | None = None
+    merge_region_keys: int | None = None
+    split_region_max_keys: int = DEFAULT_SPLIT_REGION_MAX_KEYS
+    switch_mode_interval_s: float = DEFAULT_SWITCH_MODE_INTERVAL_S
+    budget_s: float = DEFAULT_BUDGET_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChecksumOptions:
+    """What a comparison is told.
+
+    :param keys: which user keys; None means the backup's whole range.
+    :param cipher: how the backup is encrypted.
+    :param concurrency: regions that are counted at a time.
+    :param budget_s: seconds without progress after which the job gives up.
+    """
+
+    keys: KeyRange[UserKey] | None = None
+    cipher: Cipher = field(default=PLAINTEXT)
+    concurrency: int = DEFAULT_CHECKSUM_CONCURRENCY
+    budget_s: float = DEFAULT_BUDGET_S
+
+
+def backup_options(
+    *,
+    start: str = "",
+    end: str = "",
+    format: str = "hex",  # noqa: A002 - the option's own name
+    dst_api_version: str | ApiVersion = "",
+    compression: str | Compression = "zstd",
+    compression_level: Number = 0,
+    ratelimit: Number = 0,
+    ratelimit_unit: Number = MIB,
+    concurrency: Number = 0,
+    crypter_method: str = "plaintext",
+    crypter_key: str = "",
+    crypter_key_file: str = "",
+    gcttl: Duration = "5m",
+    safe_interval: Duration = "1m",
+    checksum: bool | str = False,
+    checksum_concurrency: Number = DEFAULT_CHECKSUM_CONCURRENCY,
+    remove_schedulers: bool | str = False,
+    budget: Duration = DEFAULT_BUDGET_S,
+    owner: str = "",
+) -> BackupOptions:
+    """Read a backup's options; ``ratelimit`` counts in units of ``ratelimit_unit`` bytes per second and store.
+
+    :raises InvalidOptionError: one of them cannot be right; it names which.
+    """
+    # PD counts the TTL in whole seconds, so a shorter one would let GC go at once.
+    gc_ttl_s = int(parse_duration(gcttl or "5m", parameter="gcttl", minimum_s=1))
+    return BackupOptions(
+        keys=parse_key_range(start, end, format),
+        dst_api_version=parse_api_version(dst_api_version, parameter="dst_api_version"),
+        compression=compression if isinstance(compression, Compression) else Compression.parse(compression or "zstd"),
+        compression_level=parse_whole(
+            compression_level, parameter="compression_level", default=0, minimum=-MAX_INT32, maximum=MAX_INT32
+        ),
+        rate_limit=parse_rate(ratelimit, ratelimit_unit),
+        concurrency=parse_whole(concurrency, parameter="concurrency", default=0, maximum=MAX_UINT32),
+        cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
+        gc_ttl_s=gc_ttl_s,
+        safe_interval_s=parse_duration(safe_interval if safe_interval != "" else "1m", parameter="safe_interval"),
+        checksum=parse_flag(checksum, parameter="checksum"),
+        checksum_concurrency=parse_whole(
+            checksum_concurrency,
+            parameter="checksum_concurrency",
+            default=DEFAULT_CHECKSUM_CONCURRENCY,
+            minimum=1,
+        ),
+        remove_schedulers=parse_flag(remove_schedulers, parameter="remove_schedulers"),
+        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+        owner=owner,
+    )
+
+
+def restore_options(
+    *,
+    start: str = "",
+    end: str = "",
+    format: str = "hex",  # noqa: A002 - the option's own name
+    ratelimit: Number = 0,
+    ratelimit_unit: Number = MIB,
+    concurrency: Number = 0,
+    crypter_method: str = "plaintext",
+    crypter_key: str = "",
+    crypter_key_file: str = "",
+    checksum: bool | str = False,
+    checksum_concurrency: Number = DEFAULT_CHECKSUM_CONCURRENCY,
+    online: bool | str = False,
+    merge_region_size_bytes: Number | None = None,
+    merge_region_key_count: Number | None = None,
+    split_region_max_keys: Number = DEFAULT_SPLIT_REGION_MAX_KEYS,
+    switch_mode_interval: Duration = "5m",
+    budget: Duration = DEFAULT_BUDGET_S,
+) -> RestoreOptions:
+    """Read a restore's options; ``concurrency`` 0 means the default.
+
+    :raises InvalidOptionError: one of them cannot be right; it names which.
+    """
+    files = parse_whole(concurrency, parameter="concurrency", default=0)
+    return RestoreOptions(
+        keys=parse_key_range(start, end, format),
+        rate_limit=parse_rate(ratelimit, ratelimit_unit),
+        concurrency=files or DEFAULT_RESTORE_CONCURRENCY,
+        cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
+        checksum=parse_flag(checksum, parameter="checksum"),
+        checksum_concurrency=parse_whole(
+            checksum_concurrency,
+            parameter="checksum_concurrency",
+            default=DEFAULT_CHECKSUM_CONCURRENCY,
+            minimum=1,
+        ),
+        online=parse_flag(online, parameter="online"),
+        merge_region_size=_parse_limit(merge_region_size_bytes, parameter="merge_region_size_bytes"),
+        merge_region_keys=_parse_limit(merge_region_key_count, parameter="merge_region_key_count"),
+        split_region_max_keys=parse_whole(
+            split_region_max_keys,
+            parameter="split_region_max_keys",
+            default=DEFAULT_SPLIT_REGION_MAX_KEYS,
+            minimum=1,
+        ),
+        switch_mode_interval_s=parse_duration(
+            switch_mode_interval if switch_mode_interval != "" else "5m",
+            parameter="switch_mode_interval",
+            minimum_s=1,
+        ),
+        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+    )
+
+
+def checksum_options(
+    *,
+    start: str = "",
+    end: str = "",
+    format: str = "hex",  # noqa: A002 - the option's own name
+    crypter_method: str = "plaintext",
+    crypter_key: str = "",
+    crypter_key_file: str = "",
+    checksum_concurrency: Number = DEFAULT_CHECKSUM_CONCURRENCY,
+    budget: Duration = DEFAULT_BUDGET_S,
+) -> ChecksumOptions:
+    """Read a comparison's options; without start and end it covers what the backup covers.
+
+    :raises InvalidOptionError: one of them cannot be right; it names which.
+    """
+    keys = parse_key_range(start, end, format)
+    return ChecksumOptions(
+        keys=keys if keys != EVERYTHING else None,
+        cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
+        concurrency=parse_whole(
+            checksum_concurrency,
+            parameter="checksum_concurrency",
+            default=DEFAULT_CHECKSUM_CONCURRENCY,
+            minimum=1,
+        ),
+        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+    )
+
+
+def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[UserKey]:  # noqa: A002
+    """Read a range ``[start, end)`` of user keys.
+
+    :raises InvalidOptionError: a key is not in that format, or the range is empty.
+    """
+    kind = format if isinstance(format, KeyFormat) else KeyFormat.parse(format or "hex")
+    keys = KeyRange(parse_key(start, kind, parameter="start"), parse_key(end, kind, parameter="end"))
+    if keys.end and keys.start >= keys.end:
+        raise InvalidOptionError(
+            f"start: the range holds no key, for start {start!r} is not less than end {end!r} (format {kind.value}).",
+            parameter="start",
+        )
+    return keys
+
+
+def parse_api_version(value: str | ApiVersion, *, parameter: str) -> ApiVersion | None:
+    """Read an API version; empty means none was given.
+
+    :raises InvalidOptionError: there is no such version.
+    """
+    if isinstance(value, ApiVersion):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return ApiVersion.parse(value)
+    except ValueError as err:
+        raise InvalidOptionError(f"{parameter}: {err}.", parameter=parameter) from None
+
+
+def parse_duration(value: Duration, *, parameter: str, minimum_s: float = 0.0) -> float:
+    """Read a duration: ``5m``, ``1h30m``, ``300ms``, a number of seconds, or a timedelta.
+
+    :param minimum_s: the shortest that makes sense.
+    :return: seconds.
+    :raises InvalidOptionError: it is no duration, or too short.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, bool):
+        raise InvalidOptionError(f"{parameter}: {value!r} is not a duration.", parameter=parameter)
+    elif isinstance(value, (int, float)):
+        seconds = float(value)
+    elif value.strip().isdecimal():
+        # A template turns the number 300 into text.
+        seconds = float(value)
+    else:
+        seconds = parse_go_duration(value, parameter=parameter)
+    if not minimum_s <= seconds < float("inf"):
+        at_least = f"at least {minimum_s:g}s" if minimum_s else "not negative"
+        raise InvalidOptionError(f"{parameter}: {value} does not do: it must be {at_least}.", parameter=parameter)
+    return seconds
+
+
+def parse_flag(value: bool | str, *, parameter: str) -> bool:
+    """Read yes or no: a bool, or the words that Go and templates write for one.
+
+    :raises InvalidOptionError: it is neither.
+    """
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower()
+    if word in {"true", "t", "1", "yes", "on"}:
+        return True
+    if word in {"false", "f", "0", "no", "off", "none", ""}:
+        return False
+    raise InvalidOptionError(f"{parameter}: {value!r} is neither true nor false.", parameter=parameter)
+
+
+def parse_whole(
+    value: Number | None, *, parameter: str, default: int, minimum: int = 0, maximum: int = MAX_UINT64
+) -> int:
+    """Read a whole number.
+
+    :param default: what an empty value means.
+    :raises InvalidOptionError: it is no whole number, or out of bounds.
+    """
+    if value is None or value == "":
+        return default
+    try:
+        number = int(value)
+        whole = not isinstance(value, bool) and (isinstance(value, str) or number == value)
+    except (ValueError, OverflowError):
+        whole = False
+    if not whole or not minimum <= number <= maximum:
+        raise InvalidOptionError(
+            f"{parameter}: {value!r} does not do: give a whole number from {minimum} to {maximum}.",
+            parameter=parameter,
+        )
+    return number
+
+
+def parse_rate(limit: Number, unit: Number) -> int:
+    """Read a rate limit as bytes per second: ``limit`` times ``unit``; 0 means no limit.
+
+    :raises InvalidOptionError: one of them is no whole number, or their product is too large.
+    """
+    size = parse_whole(unit, parameter="ratelimit_unit", default=MIB, minimum=1)
+    return size * parse_whole(limit, parameter="ratelimit", default=0, maximum=MAX_UINT64 // size)
+
+
+def parse_cipher(method: str, key: str, key_file: str) -> Cipher:
+    """Read how a backup is encrypted.
+
+    :raises InvalidOptionError: there is no such method, or the key does not fit it.
+    """
+    return Cipher.parse(method or "plaintext", key_hex=key or None, key_file=key_file or None)
+
+
+def _parse_limit(value: Number | None, *, parameter: str) -> int | None:
+    """Read a limit of merged regions; empty, None and 0 leave it to the default."""
+    return parse_whole(value, parameter=parameter, default=0) or None

@@ -1,0 +1,295 @@
+"""What a finished job reports: the fields of ``tikv-br``'s summary line, and those numbers as data.
+
+``line()`` is the success line field for field; ``as_dict()`` is the same and more, ready for JSON and XCom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_rate, human_size
+from airflow_provider_tikvbr.tikv.keys import ApiVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """Three numbers that describe a set of pairs, whatever their order.
+
+    :param crc64xor: CRC-64/XZ of each API key followed by its value, all of them XORed.
+    :param total_kvs: pairs.
+    :param total_bytes: bytes of API keys and values.
+    """
+
+    crc64xor: int = 0
+    total_kvs: int = 0
+    total_bytes: int = 0
+
+    def __add__(self, other: Checksum) -> Checksum:
+        """The checksum of both sets together; they must not share a pair."""
+        return Checksum(
+            self.crc64xor ^ other.crc64xor,
+            self.total_kvs + other.total_kvs,
+            self.total_bytes + other.total_bytes,
+        )
+
+    def __str__(self) -> str:
+        return f"crc64xor={self.crc64xor} total-kvs={self.total_kvs} total-bytes={self.total_bytes}"
+
+    def as_dict(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {"crc64xor": self.crc64xor, "total_kvs": self.total_kvs, "total_bytes": self.total_bytes}
+
+
+def _line(title: str, fields: list[tuple[str, object]]) -> str:
+    return " ".join([f'["{title}"]', *(f"[{name}={value}]" for name, value in fields)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupSummary:
+    """What a backup did.
+
+    :param total_ranges: backup files that were to be written; ``tikv-br`` calls them ranges.
+    :param ranges_succeed: those that were.
+    :param ranges_failed: those that were not; a backup that succeeds has none.
+    :param backup_total_regions: regions of the range.
+    :param total_take_s: seconds from the first step to the last, the checksum's included.
+    :param backup_ts: in V2, the timestamp from which change capture may go on; else None.
+    :param total_kv: pairs in the backup.
+    :param total_kv_size: bytes of their API keys and values, in the backup's API version.
+    :param backup_data_size: bytes of the backup files.
+    :param checksum: the backup's checksum.
+    :param verified: whether it was compared with the cluster.
+    :param api_version: API version of the cluster.
+    :param dst_api_version: API version of the backup.
+    :param storage: where the backup is, without secrets.
+    :param cluster_id: which cluster it is of.
+    :param cluster_version: the cluster's version.
+    :param start: first user key of the range, in hexadecimal digits; empty for no bound.
+    :param end: user key after the range, in hexadecimal digits; empty for no bound.
+    """
+
+    total_ranges: int
+    ranges_succeed: int
+    ranges_failed: int = 0
+    backup_total_regions: int
+    total_take_s: float
+    backup_ts: int | None = None
+    total_kv: int
+    total_kv_size: int
+    backup_data_size: int
+    checksum: Checksum = field(default_factory=Checksum)
+    verified: bool = False
+    api_version: ApiVersion
+    dst_api_version: ApiVersion
+    storage: str
+    cluster_id: int
+    cluster_version: str = ""
+    start: str = ""
+    end: str = ""
+
+    @property
+    def files(self) -> int:
+        """Backup files."""
+        return self.total_ranges
+
+    @property
+    def average_speed(self) -> float:
+        """Bytes of keys and values per second of the whole job."""
+        return self.total_kv_size / self.total_take_s if self.total_take_s > 0 else 0.0
+
+    def line(self) -> str:
+        """The success line."""
+        fields: list[tuple[str, object]] = [
+            ("total-ranges", self.total_ranges),
+            ("ranges-succeed", self.ranges_succeed),
+            ("ranges-failed", self.ranges_failed),
+            ("backup-total-regions", self.backup_total_regions),
+            ("total-take", human_duration(self.total_take_s)),
+        ]
+        if self.backup_ts is not None:
+            fields.append(("backup-ts", self.backup_ts))
+        fields += [
+            ("total-kv", self.total_kv),
+            ("total-kv-size", human_size(self.total_kv_size)),
+            ("average-speed", human_rate(self.total_kv_size, self.total_take_s)),
+            ("backup-data-size(after-compressed)", human_size(self.backup_data_size)),
+        ]
+        return _line("Raw backup success summary", fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name; versions as text."""
+        return {
+            "total_ranges": self.total_ranges,
+            "ranges_succeed": self.ranges_succeed,
+            "ranges_failed": self.ranges_failed,
+            "backup_total_regions": self.backup_total_regions,
+            "total_take_s": self.total_take_s,
+            "backup_ts": self.backup_ts,
+            "total_kv": self.total_kv,
+            "total_kv_size": self.total_kv_size,
+            "average_speed": self.average_speed,
+            "backup_data_size": self.backup_data_size,
+            "checksum": self.checksum.as_dict(),
+            "verified": self.verified,
+            "api_version": self.api_version.name,
+            "dst_api_version": self.dst_api_version.name,
+            "storage": self.storage,
+            "cluster_id": self.cluster_id,
+            "cluster_version": self.cluster_version,
+            "files": self.files,
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSummary:
+    """What a restore did.
+
+    :param total_ranges: backup files that were to be restored; ``tikv-br`` calls them ranges.
+    :param ranges_succeed: those that were.
+    :param ranges_failed: those that were not; a restore that succeeds has none.
+    :param restore_files: backup files that the range touches.
+    :param total_take_s: seconds from the first step to the last, the checksum's included.
+    :param restore_data_size: bytes of those files.
+    :param total_kv: pairs in those files.
+    :param total_kv_size: bytes of their API keys and values.
+    :param checksum: the checksum of what was restored.
+    :param verified: whether it was compared with the cluster.
+    :param api_version: API version of the backup and the cluster.
+    :param storage: where the backup is, without secrets.
+    :param cluster_id: which cluster was restored into.
+    :param cluster_version: that cluster's version.
+    :param start: first user key of the range, in hexadecimal digits; empty for no bound.
+    :param end: user key after the range, in hexadecimal digits; empty for no bound.
+    """
+
+    total_ranges: int
+    ranges_succeed: int
+    ranges_failed: int = 0
+    restore_files: int
+    total_take_s: float
+    restore_data_size: int
+    total_kv: int
+    total_kv_size: int
+    checksum: Checksum = field(default_factory=Checksum)
+    verified: bool = False
+    api_version: ApiVersion
+    storage: str
+    cluster_id: int
+    cluster_version: str = ""
+    start: str = ""
+    end: str = ""
+
+    @property
+    def files(self) -> int:
+        """Backup files."""
+        return self.restore_files
+
+    @property
+    def average_speed(self) -> float:
+        """Bytes of keys and values per second of the whole job."""
+        return self.total_kv_size / self.total_take_s if self.total_take_s > 0 else 0.0
+
+    def line(self) -> str:
+        """The success line."""
+        return _line(
+            "Raw restore success summary",
+            [
+                ("total-ranges", self.total_ranges),
+                ("ranges-succeed", self.ranges_succeed),
+                ("ranges-failed", self.ranges_failed),
+                ("restore-files", self.restore_files),
+                ("total-take", human_duration(self.total_take_s)),
+                ("restore-data-size(after-compressed)", human_size(self.restore_data_size)),
+                ("total-kv", self.total_kv),
+                ("total-kv-size", human_size(self.total_kv_size)),
+                ("average-speed", human_rate(self.total_kv_size, self.total_take_s)),
+            ],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name; versions as text."""
+        return {
+            "total_ranges": self.total_ranges,
+            "ranges_succeed": self.ranges_succeed,
+            "ranges_failed": self.ranges_failed,
+            "restore_files": self.restore_files,
+            "total_take_s": self.total_take_s,
+            "restore_data_size": self.restore_data_size,
+            "total_kv": self.total_kv,
+            "total_kv_size": self.total_kv_size,
+            "average_speed": self.average_speed,
+            "checksum": self.checksum.as_dict(),
+            "verified": self.verified,
+            "api_version": self.api_version.name,
+            "storage": self.storage,
+            "cluster_id": self.cluster_id,
+            "cluster_version": self.cluster_version,
+            "files": self.files,
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChecksumSummary:
+    """What a comparison of a backup with a cluster found.
+
+    :param expected: checksum of the backup, over the range that was compared.
+    :param actual: checksum of the cluster, over the same range.
+    :param total_take_s: seconds it took.
+    :param regions: regions that answered.
+    :param method: how the cluster was counted: ``raw-checksum``, or ``backup`` for a converted backup.
+    :param storage: where the backup is, without secrets.
+    :param cluster_id: the cluster it was compared with.
+    """
+
+    expected: Checksum
+    actual: Checksum
+    total_take_s: float
+    regions: int
+    method: str
+    storage: str = ""
+    cluster_id: int = 0
+
+    @property
+    def matches(self) -> bool:
+        """Whether both sides hold the same pairs."""
+        return self.expected == self.actual
+
+    def line(self) -> str:
+        """One line for a log, whatever was found."""
+        fields: list[tuple[str, object]] = [
+            ("crc64xor", self.actual.crc64xor),
+            ("total-kvs", self.actual.total_kvs),
+            ("total-bytes", self.actual.total_bytes),
+            ("regions", self.regions),
+            ("method", self.method),
+            ("total-take", human_duration(self.total_take_s)),
+        ]
+        if self.matches:
+            return _line("Raw checksum success summary", fields)
+        return _line(
+            "Raw checksum mismatch summary",
+            [
+                ("expected-crc64xor", self.expected.crc64xor),
+                ("expected-total-kvs", self.expected.total_kvs),
+                ("expected-total-bytes", self.expected.total_bytes),
+                *fields,
+            ],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name."""
+        return {
+            "matches": self.matches,
+            "expected": self.expected.as_dict(),
+            "actual": self.actual.as_dict(),
+            "total_take_s": self.total_take_s,
+            "regions": self.regions,
+            "method": self.method,
+            "storage": self.storage,
+            "cluster_id": self.cluster_id,
+        }
