@@ -1,0 +1,1 @@
+"""The vault: one storage URL -> what TiKV is told, and how backups are read and written there."""
