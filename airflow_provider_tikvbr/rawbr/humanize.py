@@ -103,6 +103,6 @@ def parse_go_duration(text: str, *, parameter: str) -> float:
 
 def _bad_duration(text: str, parameter: str) -> InvalidOptionError:
     return InvalidOptionError(
-        f"{parameter}: {text!r} is not a duration: give a number and a unit, such as 300ms, 90s, 5m, 24h or 1h30m.",
+        f"{parameter} {text!r} is not a duration: give a number and a unit, such as 300ms, 90s, 5m, 24h or 1h30m",
         parameter=parameter,
     )

@@ -31,7 +31,7 @@ class KeyFormat(str, enum.Enum):
             return cls(text.strip().lower())
         except ValueError:
             raise InvalidOptionError(
-                f"format: {text!r} is not a key format: give hex, raw or escaped.", parameter="format"
+                f"{text!r} is not a key format: give hex, raw or escaped", parameter="format"
             ) from None
 
 
@@ -69,8 +69,8 @@ def parse_key(text: str, format: KeyFormat | str, *, parameter: str) -> UserKey:
         return UserKey(binascii.unhexlify(data))
     except binascii.Error:
         raise InvalidOptionError(
-            f"{parameter}: {text!r} is not a key in format hex: give an even number of hexadecimal digits,"
-            " or set format to raw or escaped.",
+            f"{parameter} {text!r} is not a key in format hex: give an even number of hexadecimal digits,"
+            " or set format to raw or escaped",
             parameter=parameter,
         ) from None
 
@@ -111,8 +111,8 @@ def _unescape(data: bytes, text: str, parameter: str) -> bytes:
         value = _number(digits, base, size)
         if value is None:
             raise InvalidOptionError(
-                f"{parameter}: {text!r} is not a key in format escaped: after a backslash give one of"
-                " a b f n r t v \\ ' \", or x and two hexadecimal digits, or three octal digits up to 377.",
+                f"{parameter} {text!r} is not a key in format escaped: after a backslash give one of"
+                " a b f n r t v \\ ' \", or x and two hexadecimal digits, or three octal digits up to 377",
                 parameter=parameter,
             )
         out.append(value)

@@ -52,7 +52,7 @@ class Compression(enum.IntEnum):
             return cls[text.strip().upper()]
         except KeyError:
             raise InvalidOptionError(
-                f"compression: {text!r} is not a compression: give lz4, snappy or zstd.", parameter="compression"
+                f"compression {text!r} is not known: give lz4, snappy or zstd", parameter="compression"
             ) from None
 
 
@@ -286,7 +286,7 @@ def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[U
     keys = KeyRange(parse_key(start, kind, parameter="start"), parse_key(end, kind, parameter="end"))
     if keys.end and keys.start >= keys.end:
         raise InvalidOptionError(
-            f"start: the range holds no key, for start {start!r} is not less than end {end!r} (format {kind.value}).",
+            f"start {start!r} is not less than end {end!r} (format {kind.value}): such a range holds no key",
             parameter="start",
         )
     return keys
@@ -304,7 +304,7 @@ def parse_api_version(value: str | ApiVersion, *, parameter: str) -> ApiVersion 
     try:
         return ApiVersion.parse(value)
     except ValueError as err:
-        raise InvalidOptionError(f"{parameter}: {err}.", parameter=parameter) from None
+        raise InvalidOptionError(f"{parameter} {err}", parameter=parameter) from None
 
 
 def parse_duration(value: Duration, *, parameter: str, minimum_s: float = 0.0) -> float:
@@ -317,7 +317,7 @@ def parse_duration(value: Duration, *, parameter: str, minimum_s: float = 0.0) -
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
-        raise InvalidOptionError(f"{parameter}: {value!r} is not a duration.", parameter=parameter)
+        raise InvalidOptionError(f"{parameter} {value!r} is not a duration", parameter=parameter)
     elif isinstance(value, (int, float)):
         seconds = float(value)
     elif value.strip().isdecimal():
@@ -326,8 +326,8 @@ def parse_duration(value: Duration, *, parameter: str, minimum_s: float = 0.0) -
     else:
         seconds = parse_go_duration(value, parameter=parameter)
     if not minimum_s <= seconds < float("inf"):
-        at_least = f"at least {minimum_s:g}s" if minimum_s else "not negative"
-        raise InvalidOptionError(f"{parameter}: {value} does not do: it must be {at_least}.", parameter=parameter)
+        least = f"at least {minimum_s:g}s" if minimum_s else "0 or more"
+        raise InvalidOptionError(f"{parameter} is {value}: give {least}", parameter=parameter)
     return seconds
 
 
@@ -343,7 +343,7 @@ def parse_flag(value: bool | str, *, parameter: str) -> bool:
         return True
     if word in {"false", "f", "0", "no", "off", "none", ""}:
         return False
-    raise InvalidOptionError(f"{parameter}: {value!r} is neither true nor false.", parameter=parameter)
+    raise InvalidOptionError(f"{parameter} {value!r} is neither true nor false", parameter=parameter)
 
 
 def parse_whole(
@@ -363,7 +363,7 @@ def parse_whole(
         whole = False
     if not whole or not minimum <= number <= maximum:
         raise InvalidOptionError(
-            f"{parameter}: {value!r} does not do: give a whole number from {minimum} to {maximum}.",
+            f"{parameter} is {value!r}: give a whole number from {minimum} to {maximum}",
             parameter=parameter,
         )
     return number

@@ -49,7 +49,7 @@ def test_parse(text: str, written: str, key: bytes) -> None:
     ],
 )
 def test_refuse(text: str, written: str) -> None:
-    with pytest.raises(InvalidOptionError, match=f"end: .* is not a key in format {written}") as caught:
+    with pytest.raises(InvalidOptionError, match=f"end .* is not a key in format {written}") as caught:
         parse_key(text, written, parameter="end")
     assert caught.value.parameter == "end"
 
