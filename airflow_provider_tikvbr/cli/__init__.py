@@ -1,0 +1,1 @@
+"""The command ``tikvbr``: the engine for people at a terminal, spelled as tikv-br is."""

@@ -1,0 +1,135 @@
+"""Runs one job of the engine in the foreground: its event loop, its signals, its log and its bar."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+
+from airflow_provider_tikvbr.cli.logs import LOGGER, announce, logging_to, parse_level, temporary_log_file
+from airflow_provider_tikvbr.cli.progress import BarProgress, LogProgress
+from airflow_provider_tikvbr.exceptions import JobCancelledError, TikvBrError
+from airflow_provider_tikvbr.rawbr.events import Event, Listener
+
+# Set in the environment, it sends the log to the terminal, as with tikv-br.
+LOG_TO_TERMINAL = "BR_LOG_TO_TERM"
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+SHOW_CURSOR = "\x1b[?25h"
+
+T = TypeVar("T")
+
+
+class Summary(Protocol):
+    """What a job returns: it can say itself in one line."""
+
+    def line(self) -> str:
+        """The parts of the line after time, level and place."""
+
+
+S = TypeVar("S", bound=Summary)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where a job writes.
+
+    :param log_level: name of the lowest level that is written.
+    :param log_file: where the log goes; empty means a temporary file if a person watches, standard error if not.
+    """
+
+    log_level: str = "info"
+    log_file: str = ""
+
+
+def run_job(
+    title: str,
+    job: Callable[[Listener], Coroutine[Any, Any, S]],
+    *,
+    output: Output,
+    arguments: Mapping[str, object],
+) -> S:
+    """Run a job to its end, show how it goes, and write its summary line to standard output and the log.
+
+    The first signal to stop cancels the job, which then puts the cluster back; a second one quits at once.
+
+    :param title: what the job is, such as ``Raw backup``.
+    :param job: makes the job's coroutine; it is told where to send events.
+    :param arguments: what the user asked for, for the log; free of secrets.
+    :raises TikvBrError: the job failed; a log file, if there is one, tells it already.
+    """
+    level = parse_level(output.log_level)
+    watched = sys.stderr.isatty() and LOG_TO_TERMINAL not in os.environ
+    file = _log_file(output.log_file, watched=watched)
+    with logging_to(file or sys.stderr, level):
+        if file:
+            click.echo(f"Detail BR log in {file}", err=True)
+            LOGGER.info("arguments", extra={"fields": {"command": title, **arguments}})
+        try:
+            with ExitStack() as stack:
+                listeners: list[Listener] = [LogProgress()] if file or not watched else []
+                if watched:
+                    listeners.append(stack.enter_context(BarProgress()))
+
+                def listener(event: Event) -> None:
+                    for each in listeners:
+                        each(event)
+
+                summary = asyncio.run(interruptible(job(listener)))
+        except Exception as err:
+            if file:  # without one, the log is where the same sentence appears anyway
+                known = isinstance(err, TikvBrError)
+                fields = {"error": err, **(err.attrs() if isinstance(err, TikvBrError) else {})}
+                LOGGER.error("%s failed", title, extra={"fields": fields}, exc_info=None if known else err)
+            raise
+        announce(summary.line(), to_log=file is not None)
+    return summary
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Await the work; the first signal to stop cancels it, a second one ends the process.
+
+    :raises JobCancelledError: a signal stopped it.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    received: list[signal.Signals] = []
+
+    def stop(sign: signal.Signals) -> None:
+        if received:
+            if sys.stderr.isatty():
+                sys.stderr.write(SHOW_CURSOR)
+                sys.stderr.flush()
+            os._exit(1)
+        received.append(sign)
+        click.echo(f"\n{sign.name}: stopping and putting the cluster back; press ^C again to quit at once.", err=True)
+        LOGGER.warning("received signal to stop", extra={"fields": {"signal": sign.name}})
+        task.cancel()
+
+    for sign in STOP_SIGNALS:
+        loop.add_signal_handler(sign, stop, sign)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise JobCancelledError(f"{received[0].name} stopped the job before it was complete.") from None
+    finally:
+        for sign in STOP_SIGNALS:
+            loop.remove_signal_handler(sign)
+
+
+def _log_file(asked: str, *, watched: bool) -> Path | None:
+    if LOG_TO_TERMINAL in os.environ:
+        return None
+    if asked:
+        return Path(asked)
+    return temporary_log_file(datetime.now(timezone.utc)) if watched else None

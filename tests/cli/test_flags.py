@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import click
+import pytest
+
+from airflow_provider_tikvbr.cli.flags import GoBool, canonical, commands
+from airflow_provider_tikvbr.cli.main import tikvbr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("backup raw -s /b", "backup raw --storage=/b"),
+        # booleans: alone, or with a value behind "="
+        ("backup raw --checksum -s /b", "backup raw --checksum=true --storage=/b"),
+        ("backup raw --checksum=false", "backup raw --checksum=false"),
+        ("backup raw --checksum= -s /b", "backup raw --checksum= --storage=/b"),
+        # the next word is no value of a boolean: it is a word that no command wants
+        ("backup raw --checksum false", "backup raw false --checksum=true"),
+        # flags may stand anywhere
+        ("--pd 10.0.0.1:2379 backup --checksum raw", "backup raw --pd=10.0.0.1:2379 --checksum=true"),
+        ("-u=10.0.0.1:2379 backup raw", "backup raw --pd=10.0.0.1:2379"),
+        ("-u10.0.0.1:2379 backup raw", "backup raw --pd=10.0.0.1:2379"),
+        ("backup raw -u a:1 -u b:2", "backup raw --pd=a:1 --pd=b:2"),
+        # a value may look like a flag or hold "="
+        ("backup raw --start -x --end=a=b", "backup raw --start=-x --end=a=b"),
+        ("backup raw --start --checksum", "backup raw --start=--checksum"),
+        ("backup raw -s s3://b/p?region=r", "backup raw --storage=s3://b/p?region=r"),
+        # short booleans
+        ("backup raw -c", "backup raw --send-credentials-to-tikv=true"),
+        ("backup raw -c=false", "backup raw --send-credentials-to-tikv=false"),
+        ("backup raw -cs /b", "backup raw --send-credentials-to-tikv=true --storage=/b"),
+        # the program's own flags stay with it
+        ("backup raw --version", "--version backup raw"),
+        ("-V", "-V"),
+        ("backup -h", "backup -h"),
+        ("backup raw -s", "backup raw --storage"),
+        ("backup raw -- --checksum", "backup raw --checksum"),
+    ],
+)
+def test_command_lines_are_read_as_tikv_br_reads_them(typed: str, meant: str) -> None:
+    assert canonical(tikvbr, typed.split()) == meant.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "flag", "likely"),
+    [
+        ("--storge /b backup raw", "--storge", ["--storage"]),
+        ("backup raw --start a -x", "-x", None),
+        ("backup raw --sto /b", "--sto", None),  # a flag is spelled out
+    ],
+)
+def test_an_unknown_flag_is_refused(typed: str, flag: str, likely: list[str] | None) -> None:
+    with pytest.raises(click.NoSuchOption) as caught:
+        canonical(tikvbr, typed.split())
+    assert caught.value.option_name == flag
+    if likely:
+        assert caught.value.possibilities == likely
+
+
+def test_a_spelling_takes_a_value_everywhere_or_nowhere() -> None:
+    # canonical() reads the flags before it knows the command
+    kinds: dict[str, set[tuple[bool, bool]]] = {}
+    ctx = click.Context(tikvbr)
+    for command in commands(tikvbr):
+        for param in command.get_params(ctx):
+            if isinstance(param, click.Option):
+                for spelling in param.opts:
+                    kinds.setdefault(spelling, set()).add((param.is_flag, isinstance(param.type, GoBool)))
+    assert {spelling for spelling, kind in kinds.items() if len(kind) > 1} == set()
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
+def test_true(text: str) -> None:
+    assert GoBool().convert(text, None, None) is True
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
+def test_false(text: str) -> None:
+    assert GoBool().convert(text, None, None) is False
+
+
+@pytest.mark.parametrize("text", ["", "yes", "no", "on", "tRUE", "2"])
+def test_neither(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="neither true nor false"):
+        GoBool().convert(text, None, None)
