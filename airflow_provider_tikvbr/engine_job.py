@@ -1,0 +1,141 @@
+"""Runs one job of the engine for a host that is not asynchronous, such as a task of Airflow.
+
+The job gets an event loop in a thread of its own. The thread of the caller waits, and is the only one that logs and
+talks to Airflow. That keeps two things right: a signal handler or an exception that a signal raises (a task's execution
+timeout is one) hits the waiting thread and never the middle of the engine, and a slow reporter never holds up the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from airflow_provider_tikvbr.exceptions import JobCancelledError
+from airflow_provider_tikvbr.rawbr.events import Event, Listener, Note, Progress
+
+T = TypeVar("T")
+
+# How long a cancelled job may take to put the cluster back as it was before the caller stops waiting for it.
+GRACE_S = 30.0
+
+
+class EngineJob(Generic[T]):
+    """One run of a coroutine function, which is given the listener for its events.
+
+    :param work: what to run; it has to end soon when it is cancelled, and leaves nothing behind then.
+    :param name: names the thread.
+    """
+
+    def __init__(self, work: Callable[[Listener], Coroutine[Any, Any, T]], *, name: str = "tikvbr-job") -> None:
+        self._work = work
+        self._name = name
+        # SimpleQueue, because its get() may be interrupted by a signal handler without harm.
+        self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._latest: Progress | None = None
+        self._outcome: list[T] = []
+        self._error: BaseException | None = None
+        # A plain attribute and not an Event: a signal handler must not take a lock that its own thread may hold.
+        self._cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the job to stop."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ask the job to stop, and return at once; any thread and any signal handler may call it, also twice."""
+        if self._cancelled:
+            # A second cancellation would break into the cleaning up that the first one started.
+            return
+        self._cancelled = True
+        if self._loop is not None and self._task is not None:
+            with suppress(RuntimeError):  # the loop is closed: the job has just ended
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def run(
+        self,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_note: Callable[[Note], None] | None = None,
+        interval_s: float = 10.0,
+    ) -> T:
+        """Run the job to its end.
+
+        :param on_progress: called in this thread every ``interval_s`` seconds with the latest state, and with the last
+            one of each step.
+        :param on_note: called in this thread with each note.
+        :param interval_s: the cadence, in seconds.
+        :raises JobCancelledError: the job was asked to stop, and did.
+        """
+        thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        thread.start()
+        try:
+            self._watch(on_progress or _drop, on_note or _drop, interval_s)
+        except BaseException:
+            self.cancel()
+            thread.join(GRACE_S)
+            raise
+        thread.join()
+        if isinstance(self._error, asyncio.CancelledError):
+            raise JobCancelledError("The job was asked to stop, and has put the cluster back as it was.") from None
+        if self._error is not None:
+            raise self._error
+        return self._outcome[0]
+
+    def _watch(
+        self, on_progress: Callable[[Progress], None], on_note: Callable[[Note], None], interval_s: float
+    ) -> None:
+        reported: Progress | None = None
+        beat = time.monotonic() + interval_s
+        while True:
+            try:
+                news = self._news.get(timeout=max(0.0, beat - time.monotonic()))
+            except queue.Empty:
+                beat = time.monotonic() + interval_s
+                # A cancelled task has no business with its supervisor any more.
+                if self._latest is not None and not self._cancelled:
+                    reported = self._latest
+                    on_progress(reported)
+                continue
+            if news is None:
+                break
+            if isinstance(news, Note):
+                on_note(news)
+            elif news is not reported and not self._cancelled:
+                on_progress(news)
+        if self._latest is not None and self._latest is not reported and not self._cancelled:
+            on_progress(self._latest)
+
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            if self._latest is not None and event.step != self._latest.step:
+                self._news.put(self._latest)
+            self._latest = event
+        else:
+            self._news.put(event)
+
+    def _main(self) -> None:
+        try:
+            self._outcome.append(asyncio.run(self._supervised()))
+        except BaseException as err:
+            self._error = err
+        finally:
+            self._news.put(None)
+
+    async def _supervised(self) -> T:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        if self._cancelled:
+            raise asyncio.CancelledError
+        return await self._work(self._listen)
+
+
+def _drop(event: Event) -> None:
+    """Take no notice."""

@@ -1,0 +1,249 @@
+"""What the operators and the sensor share: run one job of the engine inside an Airflow task."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException, Asset, BaseHook, conf
+
+from airflow_provider_tikvbr.engine_job import EngineJob
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
+from airflow_provider_tikvbr.hooks.tikv import TiKVHook
+from airflow_provider_tikvbr.masking import mask, mask_url
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress
+from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
+from airflow_provider_tikvbr.rawbr.options import parse_flag
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.url import S3Credentials
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+
+if TYPE_CHECKING:
+    import jinja2
+    from airflow.providers.common.compat.sdk import BaseOperator, Context
+
+    Base = BaseOperator
+else:
+    Base = object
+
+S = TypeVar("S")
+Work = Callable[[Cluster, Storage, Listener], Awaitable[S]]
+
+CONFIG_SECTION = "tikvbr"
+DEFAULT_PROGRESS_INTERVAL_S = 10.0
+PROGRESS_KEY = "progress"
+
+
+class EngineTask(Base):
+    """A mixin for operators: the class that uses it assigns these attributes in its ``__init__``.
+
+    :param tikv_conn_id: the connection of the cluster.
+    :param storage: storage URL of the backup.
+    :param storage_conn_id: a connection whose login and password are the keys for S3; empty for the worker's own.
+    :param send_credentials_to_tikv: whether the stores are sent the keys for S3, or use their own.
+    :param crypter_key: the key that encrypts the backup, or a template of it. It is no template field on purpose:
+        Airflow would store what it renders to and show it.
+    """
+
+    tikv_conn_id: str
+    storage: str
+    storage_conn_id: str
+    send_credentials_to_tikv: bool | str
+    crypter_key: str
+    _job: EngineJob[Any] | None = None
+
+    @cached_property
+    def hook(self) -> TiKVHook:
+        """The hook of the cluster."""
+        return TiKVHook(tikv_conn_id=self.tikv_conn_id)
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render as Airflow does, and hide the secrets of a storage URL before anything of it is stored or shown."""
+        value = super().render_template(content, context, jinja_env, seen_oids)
+        if isinstance(value, str) and "://" in value:
+            mask_url(value)
+        return value
+
+    def rendered_crypter_key(self, context: Context) -> str:
+        """The key of the backup, which nothing will show from now on."""
+        key = str(super().render_template(self.crypter_key, context) or "")
+        mask(key)
+        return key
+
+    def run_engine(self, context: Context, work: Work[S]) -> S:
+        """Connect the cluster, open the storage, and run the work to its end, telling its progress meanwhile.
+
+        :raises TikvBrError: as the work does.
+        """
+        options = self.hook.cluster_options()
+        url = self.storage
+        credentials = storage_credentials(self.storage_conn_id)
+        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv")
+
+        async def run(listener: Listener) -> S:
+            storage = open_storage(url, credentials=credentials, send_credentials=send)
+            try:
+                async with await Cluster.connect(options) as cluster:
+                    return await work(cluster, storage, listener)
+            finally:
+                await storage.close()
+
+        self._job = job = EngineJob(run)
+        try:
+            return job.run(
+                on_progress=ProgressReport(self.log, context), on_note=self._note, interval_s=progress_interval_s()
+            )
+        finally:
+            self._job = None
+
+    def on_kill(self) -> None:
+        """Ask the running job to stop; it puts the cluster back as it was, and ``execute`` raises soon."""
+        # This runs in a signal handler, and Airflow ends the process five seconds later: no waiting, and no talking to
+        # the supervisor, which may be in the middle of a message.
+        if self._job is not None:
+            self._job.cancel()
+
+    def tell_outlets(self, context: Context, extra: Mapping[str, Any]) -> None:
+        """Give the task's asset events what is worth keeping about the result."""
+        events = _of(context, "outlet_events")
+        if events is None:
+            return
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                event = events[outlet]
+                event.extra = {**event.extra, **extra}
+
+    def _note(self, note: Note) -> None:
+        if note.level == "warning":
+            self.log.warning("%s", note.message)
+        else:
+            self.log.info("%s", note.message)
+
+
+class ProgressReport:
+    """Tells progress in the task's log and, where the core keeps state for tasks, there.
+
+    :param log: the task's log.
+    :param context: the task's context; ``task_state_store`` is in it from Airflow 3.3 on.
+    """
+
+    def __init__(self, log: Any, context: Context) -> None:
+        self._log = log
+        self._store = _of(context, "task_state_store")
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell the state of a step."""
+        left = progress.remaining_s
+        self._log.info(
+            "%s: %d/%d (%.0f %%), %d pairs, %s, %s/s, %s elapsed%s",
+            progress.step,
+            progress.done,
+            progress.total,
+            progress.fraction * 100,
+            progress.kvs,
+            human_size(progress.bytes),
+            human_size(progress.speed),
+            human_duration(round(progress.elapsed_s, 1)),
+            f", {human_duration(round(left))} left" if left else "",
+        )
+        if self._store is None:
+            return
+        try:
+            self._store.set(
+                PROGRESS_KEY,
+                {
+                    "step": progress.step,
+                    "done": progress.done,
+                    "total": progress.total,
+                    "percent": round(progress.fraction * 100, 2),
+                    "pairs": progress.kvs,
+                    "bytes": progress.bytes,
+                    "elapsed_s": round(progress.elapsed_s, 3),
+                },
+            )
+        except Exception as err:
+            # Nobody's backup should fail because a picture of it could not be stored.
+            self._log.warning("Progress is told in the log only: the task state store does not take it (%s).", err)
+            self._store = None
+
+
+@contextmanager
+def no_retry_if_terminal() -> Iterator[None]:
+    """Tell Airflow not to retry what would fail again.
+
+    A job that was asked to stop is left to the task's retries: whoever marked the task has set its state already, and a
+    worker that is being shut down means no harm to the job.
+    """
+    try:
+        yield
+    except JobCancelledError:
+        raise
+    except TerminalError as err:
+        raise AirflowFailException(str(err)) from err
+
+
+def storage_credentials(conn_id: str | None) -> S3Credentials | None:
+    """Read the keys for S3 from a connection, such as one of Airflow's type ``aws``.
+
+    :return: None if no connection is named.
+    :raises InvalidOptionError: the connection has no keys.
+    """
+    if not conn_id:
+        return None
+    conn = BaseHook.get_connection(conn_id)
+    if not conn.login or not conn.password:
+        raise InvalidOptionError(
+            f"storage_conn_id: connection {conn_id} has no login and password: give the access key and the secret"
+            " access key there, or no connection to use the worker's own credentials.",
+            parameter="storage_conn_id",
+        )
+    token = str(conn.extra_dejson.get("aws_session_token") or "")
+    mask(conn.password)
+    mask(token)
+    return S3Credentials(access_key=conn.login, secret_access_key=conn.password, session_token=token)
+
+
+def progress_interval_s() -> float:
+    """Seconds between two reports of progress, as configured."""
+    interval = conf.getfloat(CONFIG_SECTION, "progress_interval", fallback=DEFAULT_PROGRESS_INTERVAL_S)
+    return max(float(interval), 0.1)
+
+
+def job_owner(context: Context) -> str:
+    """Who writes a backup, for its lock: the same for every try of one task of one run."""
+    ti = _of(context, "ti")
+    if ti is None:
+        return ""
+    mapped = f"[{ti.map_index}]" if getattr(ti, "map_index", -1) >= 0 else ""
+    return f"Airflow {ti.dag_id}.{ti.task_id}{mapped} {ti.run_id}"
+
+
+def key_text(value: object, *, parameter: str) -> str:
+    """Take a key as a template made it.
+
+    :raises InvalidOptionError: it is no text any more, so nobody can say which key was meant.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidOptionError(
+            f"{parameter}: a key is text, but its template rendered to {value!r} ({type(value).__name__}):"
+            " turn render_template_as_native_obj off for this DAG.",
+            parameter=parameter,
+        )
+    return value
+
+
+def _of(context: Context, name: str) -> Any:
+    # The keys of a context differ between the cores.
+    mapping: Mapping[str, Any] = context
+    return mapping.get(name)

@@ -1,0 +1,3 @@
+"""Connections to TiKV clusters."""
+
+from __future__ import annotations

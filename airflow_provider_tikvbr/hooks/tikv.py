@@ -1,0 +1,193 @@
+"""The hook: reads an Airflow connection of type ``tikv``, and tries it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_tikvbr.engine_job import EngineJob
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.masking import mask
+from airflow_provider_tikvbr.rawbr.options import parse_api_version, parse_duration, parse_flag, parse_whole
+from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
+from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID
+from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_pd
+
+V = TypeVar("V")
+
+DEFAULT_PD_PORT = 2379
+
+# The fields of a connection's extra that are read; get_provider_info describes them for the form.
+EXTRA_FIELDS = (
+    "api_version",
+    "cluster_id",
+    "keyspace_id",
+    "ca",
+    "cert",
+    "private_key",
+    "check_requirements",
+    "connect_timeout",
+    "grpc_keepalive_time",
+    "grpc_keepalive_timeout",
+)
+
+_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+
+
+class TiKVHook(BaseHook):
+    """Knows how to reach a TiKV cluster.
+
+    The connection's host is a comma list of PD endpoints; each may carry its own port, and the others use the
+    connection's port or 2379. These fields of the connection's extra are read, and no others:
+
+    * ``api_version``: ``v1``, ``v1ttl`` or ``v2``, if the cluster must have that one;
+    * ``cluster_id``: if it must be that cluster;
+    * ``keyspace_id``: the keyspace of API V2, 0 by default;
+    * ``ca``, ``cert``, ``private_key``: TLS, each as a path on the worker or as PEM text;
+    * ``check_requirements``: whether stores that are too old, or TiFlash, are refused; yes by default;
+    * ``connect_timeout``, ``grpc_keepalive_time``, ``grpc_keepalive_timeout``: durations such as ``10s``.
+
+    :param tikv_conn_id: name of the connection.
+    """
+
+    conn_name_attr = "tikv_conn_id"
+    default_conn_name = "tikv_default"
+    conn_type = "tikv"
+    hook_name = "TiKV"
+
+    def __init__(self, tikv_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tikv_conn_id = tikv_conn_id
+
+    def get_conn(self) -> ClusterOptions:
+        """The same as :meth:`cluster_options`; the clients themselves belong to an event loop."""
+        return self.cluster_options()
+
+    def cluster_options(self) -> ClusterOptions:
+        """Read the connection.
+
+        :raises InvalidOptionError: one of its fields cannot be right; the message names it and the connection.
+        """
+        conn = self.get_connection(self.tikv_conn_id)
+        extra: Mapping[str, Any] = {k: v for k, v in conn.extra_dejson.items() if v is not None and v != ""}
+        for name in extra:
+            if name not in EXTRA_FIELDS:
+                raise self._bad(name, f"there is no such field; there are {', '.join(EXTRA_FIELDS)}.")
+        if not conn.host:
+            raise self._bad("host", "give the PD endpoints, such as pd0:2379,pd1:2379.")
+        tls = self._field("ca, cert, private_key", lambda: _tls(extra))
+        return ClusterOptions(
+            pd=self._field(
+                "host",
+                lambda: parse_pd(conn.host or "", default_port=conn.port or DEFAULT_PD_PORT, tls=tls is not None),
+            ),
+            tls=tls,
+            grpc=self._field("grpc_keepalive_time, grpc_keepalive_timeout", lambda: _grpc(extra)),
+            api_version=self._field(
+                "api_version", lambda: parse_api_version(str(extra.get("api_version", "")), parameter="api_version")
+            ),
+            cluster_id=self._field(
+                "cluster_id", lambda: parse_whole(extra.get("cluster_id"), parameter="cluster_id", default=0) or None
+            ),
+            keyspace_id=self._field(
+                "keyspace_id",
+                lambda: parse_whole(
+                    extra.get("keyspace_id"), parameter="keyspace_id", default=0, maximum=MAX_KEYSPACE_ID
+                ),
+            ),
+            check_requirements=self._field(
+                "check_requirements",
+                lambda: parse_flag(extra.get("check_requirements", True), parameter="check_requirements"),
+            ),
+            connect_timeout_s=self._field(
+                "connect_timeout",
+                lambda: parse_duration(extra.get("connect_timeout", 10), parameter="connect_timeout", minimum_s=0.001),
+            ),
+        )
+
+    def describe(self) -> ClusterDescription:
+        """Connect, and tell what is there.
+
+        :raises TikvBrError: the cluster cannot be reached, or is not as the connection expects it.
+        """
+        options = self.cluster_options()
+
+        async def look(_: object) -> ClusterDescription:
+            async with await Cluster.connect(options) as cluster:
+                return await asyncio.wait_for(cluster.describe(), options.connect_timeout_s)
+
+        return EngineJob(look, name="tikv-describe").run()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Try the connection: whether it works, and one sentence for the person who asked."""
+        try:
+            found = self.describe()
+        except asyncio.TimeoutError:
+            return False, f"The cluster of connection {self.tikv_conn_id} did not describe itself in time."
+        except Exception as err:
+            return False, str(err) or type(err).__name__
+        return True, sentence(found)
+
+    def _field(self, name: str, read: Callable[[], V]) -> V:
+        try:
+            return read()
+        except InvalidOptionError as err:
+            raise self._bad(name, str(err)) from err
+
+    def _bad(self, name: str, why: str) -> InvalidOptionError:
+        return InvalidOptionError(f"Connection {self.tikv_conn_id}, field {name}: {why}", parameter="tikv_conn_id")
+
+
+def sentence(found: ClusterDescription) -> str:
+    """Describe a cluster in one sentence."""
+    members = f"{found.members} member{'s' if found.members != 1 else ''}"
+    return (
+        f"Cluster {found.cluster_id}: PD leader {found.pd_leader} of {members},"
+        f" stores {found.stores_up}/{found.stores_total} Up, TiKV {', '.join(found.versions) or 'unknown'},"
+        f" API version {found.api_version.name}."
+    )
+
+
+def pem(text: str) -> str:
+    """Mend PEM text that lost its line breaks on its way through a form or a JSON document; a path stays as it is."""
+    if "-----BEGIN" not in text:
+        return text
+    text = text.replace("\\n", "\n")
+    blocks = []
+    for label, body in _PEM_BLOCK.findall(text):
+        if ":" in body:
+            # Headers of an encrypted key: its line breaks matter, and only a person can put them right.
+            return text
+        data = "".join(body.split())
+        lines = [data[at : at + 64] for at in range(0, len(data), 64)]
+        blocks.append("\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]))
+    return "".join(blocks) or text
+
+
+def _tls(extra: Mapping[str, Any]) -> TlsOptions | None:
+    ca, cert, key = (pem(str(extra.get(name, ""))) or None for name in ("ca", "cert", "private_key"))
+    if key is not None:
+        if "-----BEGIN" in key:
+            mask(key)
+        elif not _is_file(key):
+            # Not shown: it may be a key that lost its first line.
+            raise InvalidOptionError("private_key is neither PEM text nor a file on this machine.", parameter="key")
+    return TlsOptions.load(ca=ca, cert=cert, key=key)
+
+
+def _grpc(extra: Mapping[str, Any]) -> GrpcOptions:
+    time_s = parse_duration(extra.get("grpc_keepalive_time", 10), parameter="grpc_keepalive_time", minimum_s=1)
+    timeout_s = parse_duration(extra.get("grpc_keepalive_timeout", 3), parameter="grpc_keepalive_timeout", minimum_s=1)
+    return GrpcOptions(keepalive_time_s=time_s, keepalive_timeout_s=timeout_s)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -1,0 +1,3 @@
+"""Tasks that back up and restore."""
+
+from __future__ import annotations

@@ -1,0 +1,176 @@
+"""Back up raw data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_tikvbr.engine_task import EngineTask, job_owner, key_text, no_retry_if_terminal
+from airflow_provider_tikvbr.hooks.tikv import TiKVHook
+from airflow_provider_tikvbr.rawbr.backup import backup
+from airflow_provider_tikvbr.rawbr.options import backup_options
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class BackupRawOperator(EngineTask, BaseOperator):
+    """Back up the raw pairs of a TiKV cluster, all of them or a key range.
+
+    The stores write the files to the storage themselves; a local storage must be the same directory on every store and
+    on the worker. Every option is a template, and is named after the flag of ``tikv-br`` that does the same. The result
+    is the summary: as XCom, as one line in the log, and in short in the events of the task's outlet assets.
+
+    A mistake in the options, an existing backup and the like fail the task without a retry; what may pass is retried as
+    the task's ``retries`` say, by a job that takes over the lock of the one before.
+
+    :param storage: storage URL, such as ``s3://bucket/prefix`` or ``local:///mnt/backup``; it must not hold a backup.
+    :param tikv_conn_id: the connection of the cluster.
+    :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
+        such as one of type ``aws``; empty for the worker's own credentials.
+    :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
+    :param start: first key of the range ``[start, end)``; empty for no bound.
+    :param end: the key after the last of the range; empty for no bound.
+    :param format: how start and end are written: ``hex``, ``raw`` or ``escaped``.
+    :param dst_api_version: API version of the backup: ``v1``, ``v1ttl`` or ``v2``; empty for the cluster's. Backups of
+        V1 and V1TTL clusters can be converted to V2.
+    :param compression: ``zstd``, ``lz4`` or ``snappy``.
+    :param compression_level: level of the compression; 0 for TiKV's default.
+    :param ratelimit: most that each store writes, in MiB per second; 0 for no limit.
+    :param ratelimit_unit: bytes that one unit of ``ratelimit`` stands for.
+    :param concurrency: handed on to TiKV, which goes by its own configuration.
+    :param crypter_method: how the files are encrypted: ``plaintext``, ``aes128-ctr``, ``aes192-ctr`` or ``aes256-ctr``.
+    :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
+        ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
+    :param crypter_key_file: instead, a file on the worker that holds the key in hexadecimal digits.
+    :param gcttl: in API V2, how long GC is held after the job's last sign of life, such as ``5m``.
+    :param safe_interval: in API V2, how far backup-ts lies in the past, such as ``1m``.
+    :param checksum: compare the backup with the cluster afterwards; nothing may be written or expire meanwhile.
+    :param checksum_concurrency: regions that are counted at a time.
+    :param remove_schedulers: pause PD's balancing meanwhile.
+    :param budget: how long the job goes on without any progress, such as ``10m``.
+    """
+
+    template_fields: Sequence[str] = (
+        "storage",
+        "tikv_conn_id",
+        "storage_conn_id",
+        "send_credentials_to_tikv",
+        "start",
+        "end",
+        "format",
+        "dst_api_version",
+        "compression",
+        "compression_level",
+        "ratelimit",
+        "ratelimit_unit",
+        "concurrency",
+        "crypter_method",
+        "crypter_key_file",
+        "gcttl",
+        "safe_interval",
+        "checksum",
+        "checksum_concurrency",
+        "remove_schedulers",
+        "budget",
+    )
+    ui_color = "#d9f2e6"
+
+    def __init__(
+        self,
+        *,
+        storage: str,
+        tikv_conn_id: str = TiKVHook.default_conn_name,
+        storage_conn_id: str = "",
+        send_credentials_to_tikv: bool | str = True,
+        start: str = "",
+        end: str = "",
+        format: str = "hex",  # noqa: A002 - the option's own name
+        dst_api_version: str = "",
+        compression: str = "zstd",
+        compression_level: int | str = 0,
+        ratelimit: int | str = 0,
+        ratelimit_unit: int | str = 1 << 20,
+        concurrency: int | str = 0,
+        crypter_method: str = "plaintext",
+        crypter_key: str = "",
+        crypter_key_file: str = "",
+        gcttl: str | timedelta = "5m",
+        safe_interval: str | timedelta = "1m",
+        checksum: bool | str = False,
+        checksum_concurrency: int | str = 512,
+        remove_schedulers: bool | str = False,
+        budget: str | timedelta = "10m",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.storage = storage
+        self.tikv_conn_id = tikv_conn_id
+        self.storage_conn_id = storage_conn_id
+        self.send_credentials_to_tikv = send_credentials_to_tikv
+        self.start = start
+        self.end = end
+        self.format = format
+        self.dst_api_version = dst_api_version
+        self.compression = compression
+        self.compression_level = compression_level
+        self.ratelimit = ratelimit
+        self.ratelimit_unit = ratelimit_unit
+        self.concurrency = concurrency
+        self.crypter_method = crypter_method
+        self.crypter_key = crypter_key
+        self.crypter_key_file = crypter_key_file
+        self.gcttl = gcttl
+        self.safe_interval = safe_interval
+        self.checksum = checksum
+        self.checksum_concurrency = checksum_concurrency
+        self.remove_schedulers = remove_schedulers
+        self.budget = budget
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Back up.
+
+        :return: the summary's numbers by name.
+        """
+        with no_retry_if_terminal():
+            options = backup_options(
+                start=key_text(self.start, parameter="start"),
+                end=key_text(self.end, parameter="end"),
+                format=self.format,
+                dst_api_version=self.dst_api_version,
+                compression=self.compression,
+                compression_level=self.compression_level,
+                ratelimit=self.ratelimit,
+                ratelimit_unit=self.ratelimit_unit,
+                concurrency=self.concurrency,
+                crypter_method=self.crypter_method,
+                crypter_key=self.rendered_crypter_key(context),
+                crypter_key_file=self.crypter_key_file,
+                gcttl=self.gcttl,
+                safe_interval=self.safe_interval,
+                checksum=self.checksum,
+                checksum_concurrency=self.checksum_concurrency,
+                remove_schedulers=self.remove_schedulers,
+                budget=self.budget,
+                owner=job_owner(context),
+            )
+            summary = self.run_engine(
+                context, lambda cluster, storage, listener: backup(cluster, storage, options, listener)
+            )
+        self.log.info("%s", summary.line())
+        self.tell_outlets(
+            context,
+            {
+                "storage": summary.storage,
+                "pairs": summary.total_kv,
+                "bytes": summary.total_kv_size,
+                "checksum": summary.checksum.as_dict(),
+                "backup_ts": summary.backup_ts,
+                "api_version": summary.dst_api_version.name,
+                "cluster_id": summary.cluster_id,
+            },
+        )
+        return summary.as_dict()

@@ -1,0 +1,167 @@
+"""Restore raw data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
+from airflow_provider_tikvbr.hooks.tikv import TiKVHook
+from airflow_provider_tikvbr.rawbr.options import restore_options
+from airflow_provider_tikvbr.rawbr.restore import restore
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class RestoreRawOperator(EngineTask, BaseOperator):
+    """Restore a backup of raw pairs, all of it or a key range, into a TiKV cluster of the backup's API version.
+
+    The stores fetch the files from the storage themselves; a local storage must be the same directory on every store
+    and on the worker. Every option is a template, and is named after the flag of ``tikv-br`` that does the same. The
+    result is the summary: as XCom, as one line in the log, and in short in the events of the task's outlet assets.
+
+    Pairs of the cluster that have the same keys are overwritten, others stay. The job may be repeated.
+
+    :param storage: storage URL of the backup, such as ``s3://bucket/prefix`` or ``local:///mnt/backup``.
+    :param tikv_conn_id: the connection of the cluster.
+    :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
+        such as one of type ``aws``; empty for the worker's own credentials.
+    :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
+    :param start: first key of the range ``[start, end)``; empty for no bound.
+    :param end: the key after the last of the range; empty for no bound.
+    :param format: how start and end are written: ``hex``, ``raw`` or ``escaped``.
+    :param ratelimit: most that each store fetches, in MiB per second; 0 for no limit.
+    :param ratelimit_unit: bytes that one unit of ``ratelimit`` stands for.
+    :param concurrency: files at a time; 0 for the default of 512.
+    :param crypter_method: how the backup is encrypted: ``plaintext``, ``aes128-ctr``, ``aes192-ctr`` or ``aes256-ctr``.
+    :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
+        ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
+    :param crypter_key_file: instead, a file on the worker that holds the key in hexadecimal digits.
+    :param checksum: compare the cluster with the backup afterwards; nothing may be written or expire meanwhile.
+    :param checksum_concurrency: regions that are counted at a time.
+    :param online: leave the cluster in normal mode and PD's balancing running: slower, kinder to other users.
+    :param merge_region_size_bytes: bytes up to which neighbouring files share a region; empty for the default.
+    :param merge_region_key_count: pairs up to which neighbouring files share a region; empty for the default.
+    :param split_region_max_keys: split keys of one request.
+    :param switch_mode_interval: how often import mode is asked for again, such as ``5m``.
+    :param budget: how long the job goes on without any progress, such as ``10m``.
+    """
+
+    template_fields: Sequence[str] = (
+        "storage",
+        "tikv_conn_id",
+        "storage_conn_id",
+        "send_credentials_to_tikv",
+        "start",
+        "end",
+        "format",
+        "ratelimit",
+        "ratelimit_unit",
+        "concurrency",
+        "crypter_method",
+        "crypter_key_file",
+        "checksum",
+        "checksum_concurrency",
+        "online",
+        "merge_region_size_bytes",
+        "merge_region_key_count",
+        "split_region_max_keys",
+        "switch_mode_interval",
+        "budget",
+    )
+    ui_color = "#fde8d7"
+
+    def __init__(
+        self,
+        *,
+        storage: str,
+        tikv_conn_id: str = TiKVHook.default_conn_name,
+        storage_conn_id: str = "",
+        send_credentials_to_tikv: bool | str = True,
+        start: str = "",
+        end: str = "",
+        format: str = "hex",  # noqa: A002 - the option's own name
+        ratelimit: int | str = 0,
+        ratelimit_unit: int | str = 1 << 20,
+        concurrency: int | str = 0,
+        crypter_method: str = "plaintext",
+        crypter_key: str = "",
+        crypter_key_file: str = "",
+        checksum: bool | str = False,
+        checksum_concurrency: int | str = 512,
+        online: bool | str = False,
+        merge_region_size_bytes: int | str = "",
+        merge_region_key_count: int | str = "",
+        split_region_max_keys: int | str = 1024,
+        switch_mode_interval: str | timedelta = "5m",
+        budget: str | timedelta = "10m",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.storage = storage
+        self.tikv_conn_id = tikv_conn_id
+        self.storage_conn_id = storage_conn_id
+        self.send_credentials_to_tikv = send_credentials_to_tikv
+        self.start = start
+        self.end = end
+        self.format = format
+        self.ratelimit = ratelimit
+        self.ratelimit_unit = ratelimit_unit
+        self.concurrency = concurrency
+        self.crypter_method = crypter_method
+        self.crypter_key = crypter_key
+        self.crypter_key_file = crypter_key_file
+        self.checksum = checksum
+        self.checksum_concurrency = checksum_concurrency
+        self.online = online
+        self.merge_region_size_bytes = merge_region_size_bytes
+        self.merge_region_key_count = merge_region_key_count
+        self.split_region_max_keys = split_region_max_keys
+        self.switch_mode_interval = switch_mode_interval
+        self.budget = budget
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Restore.
+
+        :return: the summary's numbers by name.
+        """
+        with no_retry_if_terminal():
+            options = restore_options(
+                start=key_text(self.start, parameter="start"),
+                end=key_text(self.end, parameter="end"),
+                format=self.format,
+                ratelimit=self.ratelimit,
+                ratelimit_unit=self.ratelimit_unit,
+                concurrency=self.concurrency,
+                crypter_method=self.crypter_method,
+                crypter_key=self.rendered_crypter_key(context),
+                crypter_key_file=self.crypter_key_file,
+                checksum=self.checksum,
+                checksum_concurrency=self.checksum_concurrency,
+                online=self.online,
+                merge_region_size_bytes=self.merge_region_size_bytes,
+                merge_region_key_count=self.merge_region_key_count,
+                split_region_max_keys=self.split_region_max_keys,
+                switch_mode_interval=self.switch_mode_interval,
+                budget=self.budget,
+            )
+            summary = self.run_engine(
+                context, lambda cluster, storage, listener: restore(cluster, storage, options, listener)
+            )
+        self.log.info("%s", summary.line())
+        self.tell_outlets(
+            context,
+            {
+                "storage": summary.storage,
+                "pairs": summary.total_kv,
+                "bytes": summary.total_kv_size,
+                "checksum": summary.checksum.as_dict(),
+                "api_version": summary.api_version.name,
+                "cluster_id": summary.cluster_id,
+            },
+        )
+        return summary.as_dict()

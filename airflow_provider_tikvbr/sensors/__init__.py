@@ -1,0 +1,3 @@
+"""Tasks that wait."""
+
+from __future__ import annotations

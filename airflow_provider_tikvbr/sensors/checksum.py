@@ -1,0 +1,133 @@
+"""Wait until a cluster holds what a backup holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
+from airflow_provider_tikvbr.exceptions import ChecksumMismatchError, InvalidOptionError
+from airflow_provider_tikvbr.hooks.tikv import TiKVHook
+from airflow_provider_tikvbr.rawbr.checksum import verify_backup
+from airflow_provider_tikvbr.rawbr.options import checksum_options
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+WAIT = "wait"
+FAIL = "fail"
+
+
+class ChecksumSensor(EngineTask, BaseSensorOperator):
+    """Compare a backup with a live cluster: the number of pairs, their bytes and their checksum.
+
+    Each poke counts the whole range on the cluster, so poke seldom, and prefer ``mode="reschedule"`` where the wait may
+    be long. A backup that was converted to V2 may be compared with the V1 cluster it is of as well as with the V2
+    cluster it was restored into. The result is the summary, as XCom and as one line in the log.
+
+    :param storage: storage URL of the backup.
+    :param tikv_conn_id: the connection of the cluster.
+    :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
+        such as one of type ``aws``; empty for the worker's own credentials.
+    :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
+    :param start: first key of the range ``[start, end)``; without start and end, the backup's whole range.
+    :param end: the key after the last of the range; empty for no bound.
+    :param format: how start and end are written: ``hex``, ``raw`` or ``escaped``.
+    :param on_mismatch: what it means that the two differ: ``wait`` pokes again until ``timeout``, ``fail`` fails the
+        task at once, without a retry and with the numbers of both sides.
+    :param crypter_method: how the backup is encrypted: ``plaintext``, ``aes128-ctr``, ``aes192-ctr`` or ``aes256-ctr``.
+    :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
+        ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
+    :param crypter_key_file: instead, a file on the worker that holds the key in hexadecimal digits.
+    :param checksum_concurrency: regions that are counted at a time.
+    :param budget: how long one comparison goes on without any progress, such as ``10m``.
+    """
+
+    template_fields: Sequence[str] = (
+        "storage",
+        "tikv_conn_id",
+        "storage_conn_id",
+        "send_credentials_to_tikv",
+        "start",
+        "end",
+        "format",
+        "on_mismatch",
+        "crypter_method",
+        "crypter_key_file",
+        "checksum_concurrency",
+        "budget",
+    )
+    ui_color = "#e6e6fa"
+
+    def __init__(
+        self,
+        *,
+        storage: str,
+        tikv_conn_id: str = TiKVHook.default_conn_name,
+        storage_conn_id: str = "",
+        send_credentials_to_tikv: bool | str = True,
+        start: str = "",
+        end: str = "",
+        format: str = "hex",  # noqa: A002 - the option's own name
+        on_mismatch: str = WAIT,
+        crypter_method: str = "plaintext",
+        crypter_key: str = "",
+        crypter_key_file: str = "",
+        checksum_concurrency: int | str = 512,
+        budget: str | timedelta = "10m",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.storage = storage
+        self.tikv_conn_id = tikv_conn_id
+        self.storage_conn_id = storage_conn_id
+        self.send_credentials_to_tikv = send_credentials_to_tikv
+        self.start = start
+        self.end = end
+        self.format = format
+        self.on_mismatch = on_mismatch
+        self.crypter_method = crypter_method
+        self.crypter_key = crypter_key
+        self.crypter_key_file = crypter_key_file
+        self.checksum_concurrency = checksum_concurrency
+        self.budget = budget
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Compare once.
+
+        :return: done with the summary's numbers by name, or not done.
+        """
+        with no_retry_if_terminal():
+            on_mismatch = str(self.on_mismatch).strip().lower()
+            if on_mismatch not in {WAIT, FAIL}:
+                raise InvalidOptionError(
+                    f"on_mismatch: {self.on_mismatch!r} does not do: give {WAIT} or {FAIL}.", parameter="on_mismatch"
+                )
+            options = checksum_options(
+                start=key_text(self.start, parameter="start"),
+                end=key_text(self.end, parameter="end"),
+                format=self.format,
+                crypter_method=self.crypter_method,
+                crypter_key=self.rendered_crypter_key(context),
+                crypter_key_file=self.crypter_key_file,
+                checksum_concurrency=self.checksum_concurrency,
+                budget=self.budget,
+            )
+            summary = self.run_engine(
+                context, lambda cluster, storage, listener: verify_backup(cluster, storage, options, listener)
+            )
+            if not summary.matches and on_mismatch == FAIL:
+                raise ChecksumMismatchError(
+                    f"The cluster does not hold what the backup at {summary.storage} holds:"
+                    f" the backup has {summary.expected}, the cluster {summary.actual}.",
+                    expected=summary.expected,
+                    actual=summary.actual,
+                )
+        if not summary.matches:
+            self.log.warning("%s", summary.line())
+            return PokeReturnValue(is_done=False)
+        self.log.info("%s", summary.line())
+        return PokeReturnValue(is_done=True, xcom_value=summary.as_dict())

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_tikvbr.masking import secrets_of_url
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("s3://bucket/prefix?region=eu-west-1&endpoint=http://minio:9000", set()),
+        ("/mnt/backup", set()),
+        ("s3://bucket/p?access-key=AKIA1&secret-access-key=s3cr3t", {"AKIA1", "s3cr3t"}),
+        ("s3://bucket/p?secret_access_key=a%2Fb%2B", {"a/b+", "a%2Fb%2B", "a/b%2B"}),
+        ("s3://bucket/p?session-token=t0k3n", {"t0k3n"}),
+        ("s3://user:hidden@bucket/p", {"hidden"}),
+        ("http://[broken", set()),
+    ],
+)
+def test_secrets_of_a_url(url: str, secrets: set[str]) -> None:
+    assert set(secrets_of_url(url)) == secrets
