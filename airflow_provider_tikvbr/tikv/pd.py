@@ -1,0 +1,281 @@
+"""The placement driver's gRPC API: who leads it, timestamps, stores, regions, safepoints.
+
+PD runs as several members of which one leads; only the leader answers. The client asks every endpoint for the leader,
+keeps one connection per member, and looks for the leader again whenever a call fails. Sources: ``pdpb.proto``;
+PD, ``server/grpc_service.go``; what PD 9 was seen to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from airflow_provider_tikvbr.exceptions import (
+    BudgetExceededError,
+    InvalidOptionError,
+    PDUnavailableError,
+    ProtocolError,
+    RegionNotFoundError,
+    WrongClusterError,
+)
+from airflow_provider_tikvbr.proto import keyspacepb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto.methods import Method
+from airflow_provider_tikvbr.tikv import errors
+from airflow_provider_tikvbr.tikv.discovery import Leader, Members, find_leader
+from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
+from airflow_provider_tikvbr.tikv.model import Region, Store, StoreState
+from airflow_provider_tikvbr.tikv.options import ClusterOptions
+from airflow_provider_tikvbr.tikv.retry import Backoff
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+
+LOGICAL_BITS = 18
+SCATTER = b"scatter-region"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScatterState:
+    """What PD is doing with a region.
+
+    :param done: whether no scatter is under way (any more).
+    :param desc: name of the operator that PD runs or ran last.
+    :param status: its state by name, such as ``RUNNING``; empty if PD knows of no operator.
+    """
+
+    done: bool
+    desc: str = ""
+    status: str = ""
+
+
+class PDClient:
+    """Calls to PD's leader. Make it with :meth:`connect` and close it.
+
+    :param options: endpoints, TLS, time limits.
+    :param members: connections to the members.
+    :param leader: the leader found.
+    """
+
+    def __init__(self, options: ClusterOptions, members: Members, leader: Leader) -> None:
+        self.options = options
+        self._members = members
+        self._leader = leader
+        self._search = asyncio.Lock()
+        self._call_timeout_s = 10.0
+        self._budget_s = 30.0
+
+    @classmethod
+    async def connect(cls, options: ClusterOptions) -> PDClient:
+        """Find the leader by asking every endpoint.
+
+        :raises PDUnavailableError: within ``connect_timeout_s`` no endpoint answered, or none knew of a leader.
+        :raises AuthenticationError: one side speaks TLS and the other does not, or a certificate is refused.
+        :raises WrongClusterError: the endpoints belong to different clusters.
+        """
+        members = Members(options)
+        try:
+            leader = await find_leader(members, options.pd, timeout_s=options.connect_timeout_s)
+        except BaseException:
+            await members.close()
+            raise
+        return cls(options, members, leader)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._members.close()
+
+    async def __aenter__(self) -> PDClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def cluster_id(self) -> int:
+        """The number that PD gave to the cluster."""
+        return self._leader.cluster_id
+
+    @property
+    def leader_url(self) -> str:
+        """The leader's client URL, as PD tells it."""
+        return self._leader.url
+
+    @property
+    def leader_address(self) -> str:
+        """Host and port of the leader."""
+        return self._leader.address
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Host and port of every member, the leader first."""
+        return self._leader.members
+
+    @property
+    def version(self) -> str:
+        """PD's own version, as it reports it; may be empty."""
+        return self._leader.version
+
+    async def tso(self) -> int:
+        """A fresh timestamp: milliseconds since 1970 shifted left by 18 bits, plus a counter."""
+        request = pdpb_pb2.TsoRequest(header=self._header(), count=1, dc_location="global")
+        response = await self._call(methods.PD_TSO, request)
+        if response.count != 1 or response.timestamp.physical <= 0:
+            raise ProtocolError(f"PD at {self.leader_address} answered a timestamp request without a timestamp")
+        return (response.timestamp.physical << LOGICAL_BITS) + response.timestamp.logical
+
+    async def stores(self) -> tuple[Store, ...]:
+        """Every store that is not gone, by id."""
+        request = pdpb_pb2.GetAllStoresRequest(header=self._header(), exclude_tombstone_stores=True)
+        response = await self._call(methods.PD_GET_ALL_STORES, request)
+        stores = (Store.of(store) for store in response.stores)
+        live = [store for store in stores if store.state is not StoreState.TOMBSTONE and not store.removed]
+        return tuple(sorted(live, key=lambda store: store.id))
+
+    async def region(self, key: RegionKey) -> Region | None:
+        """The region that holds a key; None if PD knows of none for now."""
+        request = pdpb_pb2.GetRegionRequest(header=self._header(), region_key=key)
+        return _region(await self._call(methods.PD_GET_REGION, request))
+
+    async def region_by_id(self, region_id: int) -> Region | None:
+        """The region with that id; None if PD does not know it (yet, or any more)."""
+        request = pdpb_pb2.GetRegionByIDRequest(header=self._header(), region_id=region_id)
+        return _region(await self._call(methods.PD_GET_REGION_BY_ID, request))
+
+    async def scan_regions(self, keys: KeyRange[RegionKey], limit: int) -> list[Region]:
+        """The first regions that overlap a range, in key order, as PD happens to know them: gaps are possible.
+
+        :param limit: most regions to return.
+        """
+        request = pdpb_pb2.ScanRegionsRequest(
+            header=self._header(), start_key=keys.start, end_key=keys.end, limit=limit
+        )
+        response = await self._call(methods.PD_SCAN_REGIONS, request)
+        if response.regions:
+            return [Region.of_pd(region) for region in response.regions]
+        # Older servers fill the two parallel lists only.
+        pairs = zip(response.region_metas, response.leaders, strict=False)
+        return [Region.of(region, leader) for region, leader in pairs]
+
+    async def scatter(self, region_ids: Sequence[int]) -> int:
+        """Ask PD to spread regions over the stores; it does so in its own time (see :meth:`operator`).
+
+        :return: for how many per cent of them PD has made a plan.
+        :raises UnsupportedError: this PD cannot.
+        """
+        request = pdpb_pb2.ScatterRegionRequest(header=self._header(), regions_id=region_ids)
+        response = await self._call(methods.PD_SCATTER_REGION, request)
+        return response.finished_percentage
+
+    async def operator(self, region_id: int) -> ScatterState:
+        """What PD is doing with a region."""
+        request = pdpb_pb2.GetOperatorRequest(header=self._header(), region_id=region_id)
+        try:
+            response = await self._call(methods.PD_GET_OPERATOR, request)
+        except RegionNotFoundError:
+            return ScatterState(done=True)
+        running = response.status == pdpb_pb2.RUNNING
+        return ScatterState(
+            done=not (running and response.desc == SCATTER),
+            desc=response.desc.decode(errors="replace"),
+            status=pdpb_pb2.OperatorStatus.Name(response.status),
+        )
+
+    async def gc_safe_point(self) -> int:
+        """The timestamp below which old versions may be collected."""
+        request = pdpb_pb2.GetGCSafePointRequest(header=self._header())
+        response = await self._call(methods.PD_GET_GC_SAFE_POINT, request)
+        return response.safe_point
+
+    async def update_service_safe_point(self, *, service_id: str, ttl_s: int, safe_point: int) -> int:
+        """Hold garbage collection back for a service.
+
+        :param service_id: name of the service.
+        :param ttl_s: how long to hold it, in seconds; 0 removes the hold.
+        :param safe_point: versions from this timestamp on are kept.
+        :return: the lowest safepoint of all services; above ``safe_point`` means that it came too late.
+        """
+        request = pdpb_pb2.UpdateServiceGCSafePointRequest(
+            header=self._header(), service_id=service_id.encode(), TTL=ttl_s, safe_point=safe_point
+        )
+        response = await self._call(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, request)
+        return response.min_safe_point
+
+    async def load_keyspace(self, name: str) -> int:
+        """The id of a keyspace.
+
+        :raises InvalidOptionError: PD knows no such keyspace, or it is not enabled.
+        """
+        request = keyspacepb_pb2.LoadKeyspaceRequest(header=self._header(), name=name)
+        try:
+            response = await self._call(methods.KEYSPACE_LOAD, request)
+        except (ProtocolError, PDUnavailableError) as err:
+            if err.code not in ("ENTRY_NOT_FOUND", "UNKNOWN"):
+                raise
+            raise InvalidOptionError(f"the cluster has no keyspace {name!r}: {err}", parameter="keyspace") from err
+        if response.keyspace.state != keyspacepb_pb2.ENABLED:
+            state = keyspacepb_pb2.KeyspaceState.Name(response.keyspace.state)
+            raise InvalidOptionError(f"keyspace {name!r} is not in use: its state is {state}", parameter="keyspace")
+        return response.keyspace.id
+
+    # --- calls ---
+
+    def _header(self) -> pdpb_pb2.RequestHeader:
+        return pdpb_pb2.RequestHeader(cluster_id=self.cluster_id)
+
+    async def _call(self, method: Method[Req, Resp], request: Req) -> Resp:
+        """Call the leader; when it does not answer, look for the leader and try again, within the budget."""
+        backoff = Backoff(base_s=0.1, cap_s=1.0, budget_s=self._budget_s)
+        while True:
+            leader = self._leader
+            connection = self._members.connection(leader.address)
+            ask = connection.exchange if method.client_streams else connection.call
+            try:
+                response = await ask(method, request, timeout_s=self._call_timeout_s)
+                break
+            except PDUnavailableError as err:
+                try:
+                    await backoff.sleep(err)
+                except BudgetExceededError:
+                    raise PDUnavailableError(
+                        f"no PD answered {method.name} for {self._budget_s:g} s, tried {', '.join(self.members)}: {err}",
+                        endpoints=self.members,
+                        method=method.path,
+                        code=err.code,
+                    ) from err
+                await self._find_leader_again(leader)
+        # An error in the header is an answer of the right PD: who asks decides whether to try again.
+        self._check_header(response.header, method, leader)  # type: ignore[attr-defined]
+        return response
+
+    def _check_header(self, header: pdpb_pb2.ResponseHeader, method: Method[Req, Resp], leader: Leader) -> None:
+        if header.HasField("error") and header.error.type != pdpb_pb2.OK:
+            raise errors.from_pd_error(header.error, method=method.path, address=leader.address)
+        if header.cluster_id != leader.cluster_id:
+            raise WrongClusterError(
+                f"PD at {leader.address} now answers for cluster {header.cluster_id} instead of {leader.cluster_id}",
+                address=leader.address,
+                method=method.path,
+            )
+
+    async def _find_leader_again(self, failed: Leader) -> None:
+        async with self._search:
+            if self._leader is not failed:
+                # Another call has found the new leader meanwhile.
+                return
+            endpoints = tuple(dict.fromkeys((*self._leader.members, *self.options.pd)))
+            try:
+                found = await find_leader(
+                    self._members, endpoints, timeout_s=self.options.connect_timeout_s, cluster_id=self.cluster_id
+                )
+            except PDUnavailableError:
+                # Nobody leads yet: the caller's budget decides how often to come back here.
+                return
+            self._leader = found
+
+
+def _region(response: pdpb_pb2.GetRegionResponse) -> Region | None:
+    return Region.of(response.region, response.leader) if response.HasField("region") else None

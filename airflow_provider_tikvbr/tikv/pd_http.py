@@ -1,0 +1,179 @@
+"""The placement driver's HTTP API: version, region count, schedulers and schedule limits.
+
+PD serves HTTP on the same port as gRPC; a member that does not lead passes requests on to the leader. Source: PD,
+``server/api``; what PD 9 was seen to answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import httpx
+
+from airflow_provider_tikvbr.exceptions import (
+    AuthenticationError,
+    PDUnavailableError,
+    ProtocolError,
+    TikvBrError,
+    UnsupportedError,
+)
+from airflow_provider_tikvbr.tikv.http import http_client, is_tls_failure
+from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
+from airflow_provider_tikvbr.tikv.pd import PDClient
+from airflow_provider_tikvbr.tikv.retry import Backoff
+
+API = "/pd/api/v1"
+TIMEOUT_S = 10.0
+BUDGET_S = 20.0
+SCHEDULE = "schedule."
+
+
+class PDHttp:
+    """Calls to PD's HTTP API, at the leader first and at the other members when it does not answer. Close it.
+
+    :param pd: tells who leads.
+    """
+
+    def __init__(self, pd: PDClient) -> None:
+        self._pd = pd
+        self._scheme = "https" if pd.options.tls else "http"
+        self._client = http_client(pd.options.tls, timeout_s=TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def cluster_version(self) -> str:
+        """The lowest version that PD holds the cluster to, such as ``8.5.0``."""
+        version = await self._request("GET", f"{API}/config/cluster-version")
+        if not isinstance(version, str):
+            raise self._unexpected("cluster version", version)
+        return version.strip()
+
+    async def region_count(self, keys: KeyRange[RegionKey]) -> int:
+        """How many regions overlap a range; PD knows it roughly only, so it is for progress reports."""
+        query = f"start_key={_quote(keys.start)}&end_key={_quote(keys.end)}"
+        stats = await self._request("GET", f"{API}/stats/region?{query}")
+        count = stats.get("count") if isinstance(stats, dict) else None
+        if not isinstance(count, int):
+            raise self._unexpected("region count", stats)
+        return count
+
+    async def schedulers(self) -> list[str]:
+        """Names of the schedulers that exist, paused ones too."""
+        names = await self._request("GET", f"{API}/schedulers")
+        if names is None:
+            return []
+        if not isinstance(names, list):
+            raise self._unexpected("list of schedulers", names)
+        return [str(name) for name in names]
+
+    async def pause_scheduler(self, name: str, seconds: int) -> None:
+        """Pause a scheduler; PD resumes it by itself when the time is over.
+
+        :param seconds: how long; 0 resumes it now.
+        """
+        await self._request("POST", f"{API}/schedulers/{name}", body={"delay": seconds})
+
+    async def schedule_config(self) -> dict[str, Any]:
+        """The permanent schedule settings by name. What :meth:`set_schedule_ttl` sets does not show here."""
+        config = await self._request("GET", f"{API}/config/schedule")
+        if not isinstance(config, dict):
+            raise self._unexpected("schedule settings", config)
+        return config
+
+    async def set_schedule_ttl(self, values: Mapping[str, int | bool | str], ttl_s: int) -> None:
+        """Set schedule settings for a while; afterwards the permanent ones hold again.
+
+        ``/config/schedule`` ignores the time limit and changes the settings for good, so this goes to ``/config``.
+
+        :param values: by the names of :meth:`schedule_config`.
+        :param ttl_s: for how long, in seconds; 0 ends it now.
+        """
+        # PD turns every value into text, and large numbers into a form with an exponent that it cannot read back.
+        body = {f"{SCHEDULE}{name}": _text(value) for name, value in values.items()}
+        await self._request("POST", f"{API}/config?ttlSecond={ttl_s}", body=body)
+
+    # --- requests ---
+
+    async def _request(self, method: str, path: str, *, body: Mapping[str, Any] | None = None) -> Any:
+        """Ask the leader; on failures that may pass, the other members and again, within the budget.
+
+        :return: the answer's JSON value.
+        :raises PDUnavailableError: no member answered in time.
+        """
+        backoff = Backoff(base_s=0.2, cap_s=2.0, budget_s=BUDGET_S)
+        while True:
+            last: TikvBrError | None = None
+            for address in self._pd.members:
+                try:
+                    return await self._request_once(address, method, path, body)
+                except PDUnavailableError as err:
+                    last = err
+            if not isinstance(last, PDUnavailableError):
+                raise PDUnavailableError("PD has no members to ask", method=f"{method} {path}")
+            if backoff.remaining_s <= 0:
+                raise last
+            await backoff.sleep(last)
+
+    async def _request_once(self, address: str, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        plain_path = path.partition("?")[0]
+        fields: dict[str, Any] = {"address": address, "method": f"{method} {plain_path}"}
+        who = f"PD at {address}"
+        try:
+            response = await self._client.request(
+                method,
+                f"{self._scheme}://{address}{path}",
+                content=None if body is None else json.dumps(body),
+                headers={} if body is None else {"Content-Type": "application/json"},
+            )
+        except httpx.HTTPError as err:
+            if is_tls_failure(err):
+                raise AuthenticationError(f"{who} and this client do not agree on TLS: {err}", **fields) from err
+            reason = str(err) or type(err).__name__
+            raise PDUnavailableError(
+                f"{who} did not answer {method} {plain_path}: {reason}", endpoints=(address,), **fields
+            ) from err
+        code = response.status_code
+        fields["code"] = str(code)
+        if code >= 500 or code == 429:
+            raise PDUnavailableError(
+                f"{who} failed on {method} {plain_path}: {code} {_first_line(response.text)}",
+                endpoints=(address,),
+                **fields,
+            )
+        if code in (401, 403):
+            raise AuthenticationError(f"{who} does not let us {method} {plain_path}: {code}", **fields)
+        if code in (404, 405):
+            raise UnsupportedError(f"{who} does not know {method} {plain_path}", **fields)
+        if code != 200:
+            raise ProtocolError(f"{who} refused {method} {plain_path}: {code} {_first_line(response.text)}", **fields)
+        try:
+            return response.json()
+        except ValueError:
+            # Answers to a POST are for people; some are not JSON.
+            if method == "POST":
+                return response.text
+            raise ProtocolError(
+                f"{who} answered {method} {plain_path} with something that is not JSON", **fields
+            ) from None
+
+    def _unexpected(self, what: str, value: object) -> ProtocolError:
+        return ProtocolError(
+            f"PD at {self._pd.leader_address} answered {_first_line(str(value))!r} instead of the {what}"
+        )
+
+
+def _quote(key: bytes) -> str:
+    return quote_from_bytes(key, safe="")
+
+
+def _text(value: int | bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:200]

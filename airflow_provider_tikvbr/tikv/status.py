@@ -1,0 +1,78 @@
+"""A store's HTTP status server: the only place that tells a cluster's API version.
+
+Source: TiKV, ``src/server/status_server`` and ``src/storage/config.rs``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from airflow_provider_tikvbr.exceptions import AuthenticationError, ProtocolError, StoreUnavailableError
+from airflow_provider_tikvbr.tikv.http import http_client, is_tls_failure
+from airflow_provider_tikvbr.tikv.keys import ApiVersion
+from airflow_provider_tikvbr.tikv.model import Store
+from airflow_provider_tikvbr.tikv.options import TlsOptions
+
+TIMEOUT_S = 5.0
+ANY_HOST = ("0.0.0.0", "[::]", "")  # noqa: S104 - what stores advertise by mistake, not what we listen on
+
+
+async def store_api_version(store: Store, tls: TlsOptions | None, *, timeout_s: float = TIMEOUT_S) -> ApiVersion:
+    """Ask a store for its API version.
+
+    :param store: the store, as PD describes it.
+    :param tls: certificates; None means a plain connection.
+    :param timeout_s: time limit of the request, in seconds.
+    :raises StoreUnavailableError: its status server does not answer.
+    :raises AuthenticationError: TLS on one side only, or a certificate is refused.
+    :raises ProtocolError: it answers something else than its configuration.
+    """
+    async with http_client(tls, timeout_s=timeout_s) as client:
+        return await _ask(client, store, "https" if tls else "http")
+
+
+async def _ask(client: httpx.AsyncClient, store: Store, scheme: str) -> ApiVersion:
+    address = status_address(store)
+    who = f"the status server of store {store.id} ({address})"
+    fields: dict[str, Any] = {"store_id": store.id, "address": address, "method": "GET /config"}
+    try:
+        response = await client.get(f"{scheme}://{address}/config")
+    except httpx.HTTPError as err:
+        if is_tls_failure(err):
+            raise AuthenticationError(f"{who} and this client do not agree on TLS: {err}", **fields) from err
+        raise StoreUnavailableError(f"{who} does not answer: {str(err) or type(err).__name__}", **fields) from err
+    fields["code"] = str(response.status_code)
+    if response.status_code in (401, 403):
+        raise AuthenticationError(f"{who} does not let us read its configuration: {response.status_code}", **fields)
+    if response.status_code >= 500:
+        raise StoreUnavailableError(f"{who} failed: {response.status_code}", **fields)
+    try:
+        config = response.json() if response.status_code == 200 else None
+        return api_version_of(config)
+    except ValueError as err:
+        raise ProtocolError(f"{who} does not tell its API version: {err}", **fields) from err
+
+
+def status_address(store: Store) -> str:
+    """Where the status server is; a store that advertises no host, or any host, is where its clients reach it."""
+    host, _, port = store.status_address.rpartition(":")
+    return f"{store.address.rpartition(':')[0]}:{port}" if host in ANY_HOST else store.status_address
+
+
+def api_version_of(config: object) -> ApiVersion:
+    """Read the API version from a store's configuration.
+
+    :raises ValueError: the configuration has none, or one that does not exist.
+    """
+    storage = config.get("storage") if isinstance(config, dict) else None
+    if not isinstance(storage, dict):
+        raise ValueError("the answer is not a TiKV configuration")
+    number, ttl = storage.get("api-version", 1), storage.get("enable-ttl", False)
+    if number in (0, 1):
+        # Stores before 6.1 know no api-version; 0 is an unset one.
+        return ApiVersion.V1TTL if ttl is True else ApiVersion.V1
+    if number == 2:
+        return ApiVersion.V2
+    raise ValueError(f"storage.api-version is {number!r}")

@@ -1,0 +1,56 @@
+"""Versions of stores and clusters, and what a job requires of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from packaging.version import InvalidVersion, Version
+
+from airflow_provider_tikvbr.exceptions import ProtocolError, UnsupportedError
+from airflow_provider_tikvbr.tikv.model import Store
+
+MIN_STORE_VERSION: Final = Version("5.0.0")
+
+_VERSION: Final = re.compile(r"v?(\d+\.\d+\.\d+)(?:-(alpha|beta|rc)(?:[.-]?(\d+))?)?(?:[-+.].*)?", re.IGNORECASE)
+
+
+def parse_version(text: str) -> Version:
+    """Read a version as PD and TiKV write it: ``8.5.0``, ``v9.0.0-beta.2``, ``6.2.0-alpha-12-g0123abc-dirty``.
+
+    What follows the release and its stage (commits since a tag, a hash, a build date) is left out.
+
+    :raises ProtocolError: the text is not a version.
+    """
+    match = _VERSION.fullmatch(text.strip())
+    if match is None:
+        raise ProtocolError(f"{text!r} is not a version of the form X.Y.Z")
+    release, stage, number = match.groups()
+    try:
+        return Version(release + (f"{stage}{number or 0}" if stage else ""))
+    except InvalidVersion as err:
+        raise ProtocolError(f"{text!r} is not a version of the form X.Y.Z") from err
+
+
+def check_stores(stores: Iterable[Store]) -> None:
+    """Refuse stores that cannot take part in a raw backup or restore.
+
+    :raises UnsupportedError: a store is older than 5.0.0, or is a TiFlash node.
+    """
+    tiflash = [store for store in stores if store.is_tiflash]
+    if tiflash:
+        raise UnsupportedError(
+            f"the cluster has TiFlash nodes, which a raw backup or restore does not support: {_names(tiflash)};"
+            " remove them, or switch the requirements check off to leave them out"
+        )
+    old = [store for store in stores if parse_version(store.version) < MIN_STORE_VERSION]
+    if old:
+        raise UnsupportedError(
+            f"TiKV {MIN_STORE_VERSION} or newer is needed, but there is an older one: {_names(old)};"
+            " upgrade the cluster, or switch the requirements check off"
+        )
+
+
+def _names(stores: Iterable[Store]) -> str:
+    return ", ".join(f"store {store.id} ({store.address}, version {store.version or 'unknown'})" for store in stores)
