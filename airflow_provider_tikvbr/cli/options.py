@@ -118,12 +118,11 @@ def crypter_flags(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
-def checksum_concurrency_flag(function: Function) -> Function:
-    """Add ``--checksum-concurrency``."""
-    add: Decorator = flag(
-        "--checksum-concurrency", default="512", metavar="N", help="Regions that are counted at a time."
-    )
-    return add(function)
+checksum_concurrency_flag = flag(
+    "--checksum-concurrency", default="512", metavar="N", help="Regions that are counted at a time."
+)
+# tikv-br has no such flag.
+budget_flag = flag("--budget", default="10m", metavar="DURATION", help="How long to go on without any progress.")
 
 
 def job_flags(function: Function) -> Function:
@@ -135,6 +134,7 @@ def job_flags(function: Function) -> Function:
              " to TiKV."),
         switch("--checksum", help="Compare backup and cluster at the end."),
         checksum_concurrency_flag,
+        budget_flag,
     )(function)  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def restore_raw(ctx: click.Context, /, **typed: Any) -> None:
     flags.range_flags,
     flags.crypter_flags,
     flags.checksum_concurrency_flag,
+    flags.budget_flag,
     accepted("--checksum", boolean=True),
     accepted("--ratelimit"),
     accepted("--ratelimit-unit"),
