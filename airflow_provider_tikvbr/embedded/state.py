@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
+
 FILE_NAME = "pd.sqlite"
 
 
@@ -17,13 +19,22 @@ class ClusterState:
     It is used by one thread at a time.
 
     :param directory: the data directory of the cluster; it is made if it is missing.
+    :raises InvalidOptionError: another cluster runs there.
     """
 
     def __init__(self, *, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        # The threaded cluster opens and closes on different threads, one after the other.
-        self._db = sqlite3.connect(directory / FILE_NAME, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = sqlite3.connect(directory / FILE_NAME, timeout=0, isolation_level=None)
+        # Held from the first write on until the end, which keeps a second process out of the directory.
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as err:
+            self._db.close()
+            raise InvalidOptionError(
+                f"the data directory {directory} is in use by another embedded cluster: stop that or give another one",
+                parameter="data_dir",
+            ) from err
         # A write survives the death of the process; the loss of the whole machine is of no interest here.
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute(

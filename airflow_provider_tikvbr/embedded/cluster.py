@@ -1,0 +1,252 @@
+"""The embedded cluster as a whole: how it starts, stops, and what a test may do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from airflow_provider_tikvbr.embedded.checksum import Digest
+from airflow_provider_tikvbr.embedded.data import EVERYTHING, ClusterData, UserPair
+from airflow_provider_tikvbr.embedded.engine import StoreEngine
+from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.node import PdNode, StoreNode
+from airflow_provider_tikvbr.embedded.operators import Operators
+from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
+from airflow_provider_tikvbr.embedded.raw import region_bounds
+from airflow_provider_tikvbr.embedded.records import RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.safepoints import SafePoints
+from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
+from airflow_provider_tikvbr.embedded.serving import ServerTls
+from airflow_provider_tikvbr.embedded.state import ClusterState
+from airflow_provider_tikvbr.embedded.topology import Topology
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+
+
+class EmbeddedCluster:
+    """PD and some stores in this process, on the running event loop.
+
+    :param data_dir: where it keeps everything; the same directory gives the same cluster again.
+    :param api_version: how the cluster encodes raw pairs.
+    :param stores: number of stores.
+    :param replicas: number of peers of each region.
+    :param pd_port: PD's port; 0 for any.
+    :param store_port: gRPC port of the first store, the others follow; 0 for any.
+    :param host: where to listen, and what PD tells clients.
+    :param tls: TLS of every port, or None.
+    :param version: version that PD and the stores announce.
+    :param split_keys: user keys at which a new cluster is split.
+    :param cluster_id: id of a new cluster; a random one by default.
+    :param clock: seconds since the epoch, for everything that PD lets expire.
+    :raises InvalidOptionError: at :meth:`start`, if the directory holds another kind of cluster or is in use.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        api_version: ApiVersion = ApiVersion.V1,
+        stores: int = 3,
+        replicas: int = 1,
+        pd_port: int = 0,
+        store_port: int = 0,
+        host: str = "127.0.0.1",
+        tls: ServerTls | None = None,
+        version: str = "8.5.0",
+        split_keys: Sequence[UserKey] = (),
+        cluster_id: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.data_dir = data_dir
+        self.api_version = api_version
+        self.failpoints = Failpoints()
+        self.engines: dict[int, StoreEngine] = {}
+        self._stores = stores
+        self._replicas = replicas
+        self._pd_port = pd_port
+        self._store_port = store_port
+        self._host = host
+        self._tls = tls
+        self._version = version
+        self._split_keys = tuple(split_keys)
+        self._cluster_id = cluster_id
+        self._clock = clock
+        self._state: ClusterState | None = None
+        self._pd: PlacementDriver | None = None
+        self._pd_node: PdNode | None = None
+        self._nodes: dict[int, StoreNode] = {}
+        self._sockets: Path | None = None
+        self._deaths: set[asyncio.Task[None]] = set()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Open the data directory and serve.
+
+        :raises InvalidOptionError: the directory holds another kind of cluster or is in use.
+        :raises OSError: a port is taken.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        self._state = state = ClusterState(directory=self.data_dir)
+        topology = Topology(
+            state=state,
+            api_version=self.api_version,
+            stores=self._stores,
+            replicas=self._replicas,
+            version=self._version,
+            cluster_id=self._cluster_id,
+            split_keys=self._split_keys,
+            move_data=self._move_data,
+            clock=self._clock,
+        )
+        topology.on_death.append(self._bury)
+        self._pd = PlacementDriver(
+            topology=topology,
+            safe_points=SafePoints(
+                state=state, clock=self._clock, barriers=int(self._version.split(".", maxsplit=1)[0]) >= 9
+            ),
+            schedulers=Schedulers(clock=self._clock),
+            config=ScheduleConfig(state=state, clock=self._clock),
+            operators=Operators(topology=topology, clock=self._clock),
+            member=PdMember(name="pd-embedded", member_id=topology.cluster_id >> 1, version=self._version),
+        )
+        for store_id in topology.stores:
+            self.engines[store_id] = await asyncio.to_thread(
+                StoreEngine, store_id=store_id, path=self.data_dir / f"store-{store_id}"
+            )
+        for at, store in enumerate(topology.stores.values()):
+            if not store.death:
+                await self._start_node(store, self._store_port + at if self._store_port else 0)
+        self._sockets = Path(tempfile.mkdtemp(prefix="tikvbr-"))
+        self._pd_node = PdNode(pd=self._pd, failpoints=self.failpoints, tls=self._tls, sockets=self._sockets)
+        self._pd_port = await self._pd_node.start(self._host, self._pd_port)
+        self._pd.member.client_url = f"{'https' if self._tls else 'http'}://{self.pd_address}"
+
+    async def stop(self) -> None:
+        """Stop every server and close the data directory; a cluster that does not run is left as it is."""
+        if self._pd_node is not None:
+            await self._pd_node.stop()
+        await asyncio.gather(*(node.stop() for node in self._nodes.values()), *self._deaths)
+        self._nodes.clear()
+        self._pd_node = None
+        await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in self.engines.values()))
+        self.engines.clear()
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
+
+    async def __aenter__(self) -> EmbeddedCluster:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # --- what it is ---
+
+    @property
+    def pd(self) -> PlacementDriver:
+        """What PD knows: regions, safe points, paused schedulers, settings.
+
+        :raises RuntimeError: the cluster has not been started.
+        """
+        if self._pd is None:
+            raise RuntimeError("the embedded cluster has not been started")
+        return self._pd
+
+    @property
+    def topology(self) -> Topology:
+        """Stores and regions."""
+        return self.pd.topology
+
+    @property
+    def pd_address(self) -> str:
+        """PD's ``host:port``."""
+        return f"{self._host}:{self._pd_port}"
+
+    # --- stores that come and go ---
+
+    async def stop_store(self, store_id: int) -> None:
+        """Take a store down: its ports close, and its regions elect other leaders where a majority is left.
+
+        :raises KeyError: it is not running.
+        """
+        await self._nodes.pop(store_id).stop()
+
+    async def start_store(self, store_id: int) -> None:
+        """Bring a store back, at the address it had.
+
+        :raises RuntimeError: it died for good, or runs already.
+        """
+        store = self.topology.stores[store_id]
+        if store.death or store_id in self._nodes:
+            raise RuntimeError(f"store {store_id} cannot start: {store.death or 'it is running'}")
+        await self._start_node(store, int(store.address.rpartition(":")[2]))
+
+    async def _start_node(self, store: StoreRecord, port: int) -> None:
+        node = StoreNode(
+            topology=self.topology,
+            store_id=store.id,
+            engines=self.engines,
+            failpoints=self.failpoints,
+            tls=self._tls,
+        )
+        self._nodes[store.id] = node
+        status_port = int(store.status_address.rpartition(":")[2] or 0)
+        await node.start(self._host, port=port, status_port=status_port)
+
+    def _bury(self, store: StoreRecord) -> None:
+        if store.id in self._nodes:
+            task = asyncio.get_running_loop().create_task(self.stop_store(store.id))
+            self._deaths.add(task)
+            task.add_done_callback(self._deaths.discard)
+
+    def _move_data(self, region: RegionState, from_store: int, to_store: int) -> None:
+        bounds = region_bounds(region.keys)
+        self.engines[from_store].copy_range(bounds, self.engines[to_store])
+        self.engines[from_store].delete_range(bounds)
+
+    # --- what tests need ---
+
+    def split(self, keys: Iterable[UserKey]) -> None:
+        """Split regions at user keys."""
+        topology = self.topology
+        for key in keys:
+            region_key = topology.codec.region_key(topology.codec.api_key(key))
+            topology.split(topology.region_of(region_key).id, [region_key])
+
+    def scatter(self) -> None:
+        """Spread all regions over the stores that run."""
+        self.pd.operators.scatter([r.id for r in self.topology.regions])
+
+    @property
+    def data(self) -> ClusterData:
+        """The pairs, from the inside."""
+        return ClusterData(topology=self.topology, engines=self.engines)
+
+    async def put(self, pairs: Iterable[tuple[UserKey, bytes] | tuple[UserKey, bytes, int]]) -> None:
+        """Write pairs fast; see :meth:`ClusterData.put`."""
+        await self.data.put(pairs)
+
+    async def pairs(self, keys: KeyRange[UserKey] = EVERYTHING) -> list[UserPair]:
+        """The live pairs of a range in key order."""
+        return await self.data.pairs(keys)
+
+    async def checksum(self, keys: KeyRange[UserKey] = EVERYTHING) -> Digest:
+        """The numbers over the live pairs of a range."""
+        return await self.data.checksum(keys)

@@ -1,0 +1,76 @@
+"""The embedded cluster in the foreground: what ``tikvbr embedded`` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.tikv.keys import ApiVersion
+
+
+async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    :param out: gets the line ``ready pd=HOST:PORT`` once clients may come.
+    :raises InvalidOptionError: the data directory holds another kind of cluster or is in use.
+    :raises OSError: a port is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with cluster:
+            out.write(f"ready pd={cluster.pd_address}\n")
+            out.flush()
+            await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def run(
+    *,
+    data: Path,
+    api_version: str = "v1",
+    stores: int = 3,
+    replicas: int = 1,
+    pd_port: int = 2379,
+    host: str = "127.0.0.1",
+    version: str = "8.5.0",
+) -> int:
+    """Run an embedded cluster in the foreground until SIGINT or SIGTERM.
+
+    :param data: the data directory; it is made if it is missing.
+    :param api_version: ``v1``, ``v1ttl`` or ``v2``.
+    :param stores: number of stores.
+    :param replicas: number of peers of each region.
+    :param pd_port: PD's port; 0 for any.
+    :param host: where to listen, and what PD tells clients.
+    :param version: version that PD and the stores announce.
+    :return: the exit code.
+    :raises InvalidOptionError: an option cannot be right, or a port is taken.
+    """
+    try:
+        parsed = ApiVersion.parse(api_version)
+    except ValueError as err:
+        raise InvalidOptionError(str(err), parameter="api_version") from err
+    cluster = EmbeddedCluster(
+        data_dir=data,
+        api_version=parsed,
+        stores=stores,
+        replicas=replicas,
+        pd_port=pd_port,
+        host=host,
+        version=version,
+    )
+    try:
+        asyncio.run(serve(cluster, out=sys.stdout))
+    except OSError as err:
+        raise InvalidOptionError(f"cannot serve at {host}:{pd_port}: {err}", parameter="pd_port") from err
+    return 0
