@@ -1,0 +1,235 @@
+"""The backupmeta: the one file that makes a heap of SSTs a backup.
+
+tikv-br writes and restores the v1 layout (every file listed inline), so that is what is written here. The v2 layout (an
+index of further meta files) is understood when reading. Source: tikv-br, ``pkg/metautil/metafile.go`` and
+``pkg/task/backup_raw.go``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Collection, Iterable
+
+from google.protobuf.message import DecodeError
+
+from airflow_provider_tikvbr import __version__
+from airflow_provider_tikvbr.exceptions import (
+    BackupExistsError,
+    BackupFileError,
+    BackupInvalidError,
+    StorageError,
+    StorageNotFoundError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.storage.base import Storage, check_name
+from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
+
+META_NAME = "backupmeta"
+RAW_CF = "default"
+
+# Deeper than any writer goes: one level holds a hundred million files.
+MAX_INDEX_DEPTH = 8
+
+# tikv-br's own text, line for line, with what this program knows of itself.
+BR_VERSION = (
+    f"BR\nRelease Version: airflow_provider_tikvbr {__version__}\nGit Commit Hash: None\nGit Branch: None\n"
+    f"Go Version: None\nUTC Build Time: None\nRace Enabled: false"
+)
+
+
+def build_meta(
+    *,
+    cluster_id: int,
+    cluster_version: str,
+    api_version: ApiVersion,
+    keys: KeyRange[ApiKey],
+    files: Iterable[brpb_pb2.File],
+) -> brpb_pb2.BackupMeta:
+    """Describe a finished backup as tikv-br does.
+
+    :param cluster_version: as PD tells it, without a leading ``v``.
+    :param api_version: of the files, which is the destination's if they were converted.
+    :param keys: the range that was asked for, as API keys of ``api_version``.
+    :param files: what the stores reported.
+    """
+    ordered: list[brpb_pb2.File] = sorted(files, key=lambda file: (file.start_key, file.name))
+    return brpb_pb2.BackupMeta(
+        cluster_id=cluster_id,
+        cluster_version=cluster_version,
+        files=ordered,
+        is_raw_kv=True,
+        raw_ranges=[brpb_pb2.RawRange(start_key=keys.start, end_key=keys.end, cf=RAW_CF)],
+        ddls=b"[]",
+        br_version=BR_VERSION,
+        api_version=int(api_version),  # type: ignore[arg-type]
+    )
+
+
+def backup_range(meta: brpb_pb2.BackupMeta) -> KeyRange[ApiKey]:
+    """The range that a backup covers, as API keys of the backup's API version."""
+    covered = meta.raw_ranges[0]
+    return KeyRange(ApiKey(covered.start_key), ApiKey(covered.end_key))
+
+
+async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
+    """Make the backup complete: one atomic write, never over another backup.
+
+    :raises BackupExistsError: the place holds a backupmeta already.
+    """
+    data = meta.SerializeToString(deterministic=True)
+    if not cipher.is_plain:
+        iv = new_iv()
+        data = iv + cipher.encrypt(data, iv)
+    # A refusal may be the echo of a first try whose answer was lost: then it is our own file that is in the way.
+    if not await storage.create(META_NAME, data) and await storage.read(META_NAME) != data:
+        raise backup_exists(storage)
+
+
+def backup_exists(storage: Storage) -> BackupExistsError:
+    """The refusal to write into a place that holds a backup."""
+    return BackupExistsError(
+        f"{storage.display_url} holds a backup already: give an empty place, or delete that backup first",
+        url=storage.display_url,
+    )
+
+
+async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.BackupMeta:
+    """Read and check what a backup says of itself; a v2 index is resolved, so that ``files`` lists every file.
+
+    :raises BackupInvalidError: there is no backupmeta; or it is damaged, or encrypted otherwise than ``cipher`` says;
+        or it is not about raw data.
+    """
+    try:
+        data = await storage.read(META_NAME)
+    except StorageNotFoundError:
+        raise BackupInvalidError(
+            f"there is no backup in {storage.display_url}: it has no {META_NAME}; check the storage URL"
+        ) from None
+    meta = _decrypted(data, cipher)
+    if meta is None:
+        raise BackupInvalidError(_unreadable(storage, data, cipher))
+    if not meta.is_raw_kv:
+        raise BackupInvalidError(
+            f"the backup in {storage.display_url} holds transactional data, not raw data: restore it with TiDB's br"
+        )
+    if meta.HasField("file_index"):
+        meta.files.extend((await _resolve(storage, cipher, meta.file_index)).data_files)
+        meta.ClearField("file_index")
+    if meta.HasField("raw_range_index"):
+        meta.raw_ranges.extend((await _resolve(storage, cipher, meta.raw_range_index)).raw_ranges)
+        meta.ClearField("raw_range_index")
+    meta.version = 0
+    _check(storage, meta)
+    return meta
+
+
+async def check_files(storage: Storage, files: Collection[brpb_pb2.File]) -> None:
+    """Compare presence and size of all files with one listing.
+
+    :raises BackupFileError: some are missing or of another size; it names the first and counts them.
+    """
+    found = {info.name: info.size async for info in storage.list()}
+    wrong = [file for file in files if found.get(file.name) != file.size]
+    if not wrong:
+        return
+    first = wrong[0]
+    size = found.get(first.name)
+    what = "is missing" if size is None else f"has {size} bytes instead of {first.size}"
+    others = f" ({len(wrong)} of {len(files)} files are wrong)" if len(wrong) > 1 else ""
+    raise BackupFileError(
+        f"the backup in {storage.display_url} is damaged: {first.name} {what}{others}", file=first.name
+    )
+
+
+async def read_file(storage: Storage, file: brpb_pb2.File, cipher: Cipher = PLAINTEXT) -> bytes:
+    """Read one SST, compare it with what the backupmeta says, decrypt it.
+
+    :raises BackupFileError: it is missing, or not the file that was written.
+    """
+    try:
+        stored = await storage.read(file.name)
+    except StorageNotFoundError:
+        raise BackupFileError(
+            f"the backup in {storage.display_url} is damaged: {file.name} is missing", file=file.name
+        ) from None
+    # Off the loop: hashing and decrypting a large file takes tenths of a second.
+    return await asyncio.to_thread(_checked, storage, file, cipher, stored)
+
+
+def _checked(storage: Storage, file: brpb_pb2.File, cipher: Cipher, stored: bytes) -> bytes:
+    if len(stored) != file.size or (file.sha256 and hashlib.sha256(stored).digest() != file.sha256):
+        raise BackupFileError(
+            f"the backup in {storage.display_url} is damaged: {file.name} is not the file that was written",
+            file=file.name,
+        )
+    return cipher.decrypt(stored, file.cipher_iv)
+
+
+def _decrypted(data: bytes, cipher: Cipher) -> brpb_pb2.BackupMeta | None:
+    """The message, or None if the bytes make none that a backup tool wrote."""
+    if not cipher.is_plain:
+        data = cipher.decrypt(data[IV_LENGTH:], data[:IV_LENGTH]) if len(data) > IV_LENGTH else b""
+    try:
+        meta = brpb_pb2.BackupMeta.FromString(data)
+    except DecodeError:
+        return None
+    # Bytes that are no message at all may still parse as one that is empty or holds unknown fields only.
+    return meta if meta.is_raw_kv or meta.cluster_version or meta.br_version else None
+
+
+def _unreadable(storage: Storage, data: bytes, cipher: Cipher) -> str:
+    where = f"the {META_NAME} in {storage.display_url}"
+    if cipher.is_plain:
+        return (
+            f"{where} cannot be read: it is damaged, or encrypted; give the cipher and key of the backup if it has any"
+        )
+    if _decrypted(data, PLAINTEXT) is not None:
+        return f"{where} is not encrypted: leave the cipher and key out"
+    return f"{where} cannot be read with this key: check that cipher and key are those of the backup"
+
+
+async def _resolve(storage: Storage, cipher: Cipher, index: brpb_pb2.MetaFile, depth: int = 0) -> brpb_pb2.MetaFile:
+    """One meta file that holds what the index and all files below it list."""
+    if depth > MAX_INDEX_DEPTH:
+        raise BackupInvalidError(f"the backup in {storage.display_url} is damaged: its file index has no end")
+    found = brpb_pb2.MetaFile(data_files=index.data_files, raw_ranges=index.raw_ranges)
+    for file in index.meta_files:
+        try:
+            stored = await storage.read(file.name)
+        except StorageNotFoundError:
+            raise BackupFileError(
+                f"the backup in {storage.display_url} is damaged: {file.name} is missing", file=file.name
+            ) from None
+        # Unlike an SST's, this digest is that of the decrypted bytes.
+        plain = cipher.decrypt(stored, file.cipher_iv)
+        try:
+            if hashlib.sha256(plain).digest() != file.sha256:
+                raise DecodeError
+            below = brpb_pb2.MetaFile.FromString(plain)
+        except DecodeError:
+            raise BackupFileError(
+                f"{file.name} of the backup in {storage.display_url} is damaged, or was encrypted with another key",
+                file=file.name,
+            ) from None
+        found.MergeFrom(await _resolve(storage, cipher, below, depth + 1))
+    return found
+
+
+def _check(storage: Storage, meta: brpb_pb2.BackupMeta) -> None:
+    """What restore and checksum rely on."""
+    damaged = f"the {META_NAME} in {storage.display_url} cannot be used: "
+    if int(meta.api_version) not in set(map(int, ApiVersion)):
+        raise BackupInvalidError(f"{damaged}API version {meta.api_version} is not known")
+    if len(meta.raw_ranges) != 1:
+        raise BackupInvalidError(f"{damaged}it has {len(meta.raw_ranges)} key ranges instead of one")
+    seen: set[str] = set()
+    for file in meta.files:
+        try:
+            check_name(file.name)
+        except StorageError as error:
+            raise BackupFileError(f"{damaged}{error}", file=file.name) from None
+        if file.name in seen:
+            raise BackupFileError(f"{damaged}it lists {file.name} twice", file=file.name)
+        seen.add(file.name)
