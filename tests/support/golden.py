@@ -95,7 +95,7 @@ def truth(folder: str) -> tuple[Pair, ...]:
     """All pairs of a source cluster, in key order."""
     with gzip.open(ROOT / folder / "truth.jsonl.gz", "rt") as lines:
         rows = [json.loads(line) for line in lines]
-    return tuple(Pair(UserKey(bytes.fromhex(r["key"])), bytes.fromhex(r["value"]), r["ttl"]) for r in rows)
+    return tuple(Pair(UserKey(bytes.fromhex(r["key"])), bytes.fromhex(r["value"]), r.get("ttl", 0)) for r in rows)
 
 
 def backups() -> list[Golden]:
@@ -115,5 +115,7 @@ def digest(pairs: Iterable[tuple[bytes, bytes]]) -> tuple[int, str]:
 
 def source_checksum(golden: Golden) -> Checksum:
     """RawChecksum of the backed-up range on the source cluster."""
-    found = golden.info["range"]["checksum"] if "range" in golden.info else list(info(golden.folder)["checksum"].values())
+    found = (
+        golden.info["range"]["checksum"] if "range" in golden.info else list(info(golden.folder)["checksum"].values())
+    )
     return Checksum(*found)

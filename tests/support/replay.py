@@ -1,0 +1,161 @@
+"""Sends recorded requests to an embedded cluster, with that cluster's ids, and keeps what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.records import RegionState
+from airflow_provider_tikvbr.proto import brpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.tikv.keys import RegionKey
+from tests.support.recordings import Call
+
+# Fields that name a region by its id alone.
+REGION_ID_FIELDS = {"region_id", "regions_id"}
+
+
+def messages(root: Message, kind: type[Message]) -> Iterator[Any]:
+    """Every message of a kind inside a message, the outermost first."""
+    if isinstance(root, kind):
+        yield root
+    for field, value in root.ListFields():
+        if field.message_type is not None:
+            for one in value if field.is_repeated else [value]:
+                yield from messages(one, kind)
+
+
+class Replay:
+    """Translates and sends the requests of one recorded run.
+
+    :param embedded: the running cluster.
+    :param calls: the recorded calls, in order.
+    :param paths: where the recorded storage paths are on this machine, by their last component.
+    """
+
+    def __init__(self, embedded: EmbeddedCluster, calls: list[Call], paths: dict[str, Path]) -> None:
+        self.embedded = embedded
+        self.topology = embedded.topology
+        self.paths = paths
+        self.starts: dict[int, RegionKey] = {}
+        self.starts_by_epoch: dict[tuple[int, int], RegionKey] = {}
+        self.ports = self._ports(calls)
+        stores = sorted({s.id for c in calls for r in c.responses for s in messages(r, metapb_pb2.Store)})
+        self.stores = dict(zip(stores, sorted(self.topology.stores), strict=True))
+        for call in calls:
+            for message in (*call.requests, *call.responses):
+                self._learn(message, keep=True)
+
+    @staticmethod
+    def _ports(calls: list[Call]) -> dict[str, int]:
+        found = {}
+        for call in calls:
+            for response in call.responses:
+                for store in messages(response, metapb_pb2.Store):
+                    found[f"tikv@{(store.peer_address or store.address).rpartition(':')[2]}"] = store.id
+        return found
+
+    def _learn(self, message: Message, *, keep: bool = False) -> None:
+        for region in messages(message, metapb_pb2.Region):
+            start = RegionKey(region.start_key)
+            self.starts_by_epoch[region.id, region.region_epoch.version] = start
+            if keep:
+                self.starts.setdefault(region.id, start)
+            else:
+                self.starts[region.id] = start
+
+    def learn(self, call: Call) -> None:
+        """Take in what the recorded responses of a call tell about regions."""
+        for response in call.responses:
+            self._learn(response)
+
+    def region(self, region_id: int, version: int | None = None) -> RegionState:
+        """The region here that a recorded region is."""
+        start = self.starts_by_epoch.get((region_id, version or 0), self.starts.get(region_id))
+        if start is None:
+            raise LookupError(f"the recording never tells where region {region_id} starts")
+        return self.topology.region_of(start)
+
+    def translate(self, call: Call, request: Message) -> Message:
+        """The recorded request with this cluster's ids, epochs and paths."""
+        copy = type(request)()
+        copy.CopyFrom(request)
+        for header in messages(copy, pdpb_pb2.RequestHeader):
+            if header.cluster_id:
+                header.cluster_id = self.topology.cluster_id
+        for backend in messages(copy, brpb_pb2.Local):
+            backend.path = str(self.paths[Path(backend.path).name])
+        if isinstance(copy, brpb_pb2.BackupRequest):
+            copy.cluster_id = self.topology.cluster_id
+        for field, value in copy.ListFields():
+            if field.name == "store_id":
+                setattr(copy, field.name, self.stores[value])
+            if field.name in REGION_ID_FIELDS and isinstance(copy, tuple(ID_REQUESTS)):
+                ids = [self.region(i).id for i in (value if field.is_repeated else [value])]
+                copy.ClearField(field.name)
+                if field.is_repeated:
+                    getattr(copy, field.name).extend(ids)
+                else:
+                    setattr(copy, field.name, ids[0])
+        for context in messages(copy, kvrpcpb_pb2.Context):
+            self._address(call, context)
+        for sst in messages(copy, import_ssts()):
+            found = self.region(sst.region_id, sst.region_epoch.version)
+            sst.region_id = found.id
+            sst.region_epoch.CopyFrom(found.epoch())
+        return copy
+
+    def _address(self, call: Call, context: kvrpcpb_pb2.Context) -> None:
+        if not context.region_id:
+            return
+        found = self.region(context.region_id, context.region_epoch.version)
+        context.region_id = found.id
+        context.region_epoch.CopyFrom(found.epoch())
+        context.peer.CopyFrom(found.leader.message())
+
+    def target(self, call: Call, request: Message) -> str:
+        """Where the request goes: PD, the leader of the region it addresses, or the recorded store's counterpart."""
+        if call.server.startswith("pd@"):
+            return self.embedded.pd_address
+        store_id = self.stores[self.ports[call.server]]
+        context = getattr(request, "context", None)
+        if context is not None and context.region_id:
+            store_id = context.peer.store_id
+        return self.topology.stores[store_id].address
+
+    async def send(self, call: Call) -> tuple[list[Message], str]:
+        """Send one call's requests; the responses and the status name.
+
+        A stream that the recorded client kept open is ended after as many responses as were recorded.
+        """
+        requests = [self.translate(call, r) for r in call.requests]
+        method = call.method
+        async with grpc.aio.insecure_channel(self.target(call, requests[0])) as channel:
+            codec = (method.request.SerializeToString, method.response.FromString)
+            try:
+                if method.client_streams:
+                    stream = channel.stream_stream(method.path, *codec)()
+                    found: list[Message] = []
+                    for request in requests:
+                        await stream.write(request)
+                        found.append(await stream.read())
+                    stream.cancel()
+                    return found, ""
+                if method.server_streams:
+                    return [r async for r in channel.unary_stream(method.path, *codec)(requests[0])], "OK"
+                return [await channel.unary_unary(method.path, *codec)(requests[0])], "OK"
+            except grpc.aio.AioRpcError as err:
+                return [], err.code().name
+
+
+def import_ssts() -> type[Message]:
+    """The message that names an SST in download and ingest requests."""
+    sst: type[Message] = methods.IMPORT_DOWNLOAD.request.DESCRIPTOR.fields_by_name["sst"].message_type._concrete_class
+    return sst
+
+
+ID_REQUESTS = {m.request for m in (methods.PD_GET_REGION_BY_ID, methods.PD_SCATTER_REGION, methods.PD_GET_OPERATOR)}
