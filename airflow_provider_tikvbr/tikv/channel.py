@@ -6,7 +6,7 @@ A connection belongs to the event loop it was made in and is not used across a f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -98,7 +98,7 @@ class Connection:
 
     async def stream(
         self, method: Method[Req, Resp], request: Req, *, idle_timeout_s: float | None = None
-    ) -> AsyncIterator[Resp]:
+    ) -> AsyncGenerator[Resp, None]:
         """Make a call that answers with a stream. Closing the iterator cancels the call.
 
         :param method: an entry of the method table.
@@ -114,10 +114,8 @@ class Connection:
                 except asyncio.TimeoutError:
                     raise self._silent(method, idle_timeout_s) from None
                 if response is grpc.aio.EOF:
-                    break
+                    return
                 yield response
-            # The status comes after the last message; read() alone swallows a bad one that follows EOF.
-            await self._raise_for_status(call, method)
         except grpc.RpcError as err:
             raise self._classify(err, method) from err
         except asyncio.CancelledError:
@@ -136,20 +134,17 @@ class Connection:
         self._check_open(method)
         call = self._callable(method)(timeout=timeout_s)
         try:
-            await call.write(request)
+            # Writing on a call that has ended says only that; reading says why.
+            with suppress(asyncio.InvalidStateError):
+                await call.write(request)
             response = await call.read()
             if response is grpc.aio.EOF:
-                await self._raise_for_status(call, method)
                 raise ProtocolError(
                     f"{self.name} ended {method.name} without an answer", address=self.address, method=method.path
                 )
             answer: Resp = response
         except grpc.RpcError as err:
             raise self._classify(err, method) from err
-        except asyncio.InvalidStateError:
-            # write() on a call that has ended says only that; the status says why.
-            await self._raise_for_status(call, method)
-            raise self._silent(method, None) from None
         except asyncio.CancelledError:
             self._check_cancelled_from_outside(method)
             raise
@@ -182,13 +177,6 @@ class Connection:
             )
         return made
 
-    async def _raise_for_status(self, call: Any, method: Method[Any, Any]) -> None:
-        code = await call.code()
-        if code is not grpc.StatusCode.OK:
-            raise grpc.aio.AioRpcError(
-                code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
-            )
-
     def _classify(self, err: grpc.RpcError, method: Method[Any, Any]) -> TikvBrError:
         return errors.from_grpc(err, method=method.path, address=self.address, store_id=self.store_id)
 
@@ -198,8 +186,7 @@ class Connection:
         return StoreUnavailableError(message, address=self.address, method=method.path, store_id=self.store_id)
 
     def _silent(self, method: Method[Any, Any], idle_s: float | None) -> TikvBrError:
-        how_long = f" for {idle_s:g} s" if idle_s is not None else ""
-        return self._unavailable(f"{self.name} was silent{how_long} ({method.name})", method)
+        return self._unavailable(f"{self.name} was silent for {idle_s:g} s ({method.name})", method)
 
     def _check_open(self, method: Method[Any, Any]) -> None:
         if self._closed:

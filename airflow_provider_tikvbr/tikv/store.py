@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from airflow_provider_tikvbr.exceptions import ProtocolError, UnsupportedError
@@ -48,7 +48,7 @@ class StoreClient:
 
     def backup(
         self, request: brpb_pb2.BackupRequest, *, idle_timeout_s: float | None = None
-    ) -> AsyncIterator[brpb_pb2.BackupResponse]:
+    ) -> AsyncGenerator[brpb_pb2.BackupResponse, None]:
         """Back up the part of the request's range that this store leads. Closing the iterator cancels the job there.
 
         Errors inside a response are left to the caller, for the stream goes on after them.
