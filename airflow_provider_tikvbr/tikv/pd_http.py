@@ -93,7 +93,7 @@ class PDHttp:
         :param values: by the names of :meth:`schedule_config`.
         :param ttl_s: for how long, in seconds; 0 ends it now.
         """
-        # PD turns every value into text, and large numbers into a form with an exponent that it cannot read back.
+        # PD keeps every value as text; large JSON numbers would get an exponent, which not every PD reads back.
         body = {f"{SCHEDULE}{name}": _text(value) for name, value in values.items()}
         await self._request("POST", f"{API}/config?ttlSecond={ttl_s}", body=body)
 
