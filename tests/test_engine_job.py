@@ -68,8 +68,7 @@ def test_reports_come_at_a_steady_cadence_though_nothing_moves() -> None:
 
     async def work(listener: Listener) -> None:
         listener(progress("Raw backup", 1))
-        while not heard.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(heard.wait, 30)
 
     seen: list[Progress] = []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft7Validator, validate
+from jsonschema import Draft7Validator, validate  # type: ignore[import-untyped]
 from packaging.utils import canonicalize_name
 
 from airflow_provider_tikvbr import __version__

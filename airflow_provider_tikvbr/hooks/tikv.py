@@ -145,10 +145,10 @@ class TiKVHook(BaseHook):
 
 def sentence(found: ClusterDescription) -> str:
     """Describe a cluster in one sentence."""
-    members = f"{found.members} member{'s' if found.members != 1 else ''}"
+    members = f"{found.pd_members} member{'s' if found.pd_members != 1 else ''}"
     return (
         f"Cluster {found.cluster_id}: PD leader {found.pd_leader} of {members},"
-        f" stores {found.stores_up}/{found.stores_total} Up, TiKV {', '.join(found.versions) or 'unknown'},"
+        f" stores {found.stores_up}/{found.stores_total} Up, TiKV {', '.join(found.tikv_versions) or 'unknown'},"
         f" API version {found.api_version.name}."
     )
 
