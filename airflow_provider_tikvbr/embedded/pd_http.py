@@ -11,9 +11,8 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from airflow_provider_tikvbr.embedded.pd_service import PlacementDriver
+from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
 from airflow_provider_tikvbr.embedded.records import RegionState, StoreRecord
-from airflow_provider_tikvbr.proto import pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 
 API = "/pd/api/v1"
@@ -61,7 +60,7 @@ class PdHttp:
         return _answer(self._topology.version)
 
     async def _members(self, _request: web.Request) -> web.Response:
-        member = _member(self._pd.member.message())
+        member = _member(self._pd.member)
         header = {"cluster_id": self._topology.cluster_id}
         return _answer({"header": header, "members": [member], "leader": member, "etcd_leader": member})
 
@@ -197,14 +196,15 @@ def _region_stats(regions: Iterable[RegionState]) -> dict[str, Any]:
     }
 
 
-def _member(member: pdpb_pb2.Member) -> dict[str, Any]:
+def _member(member: PdMember) -> dict[str, Any]:
+    message = member.message()
     return {
-        "name": member.name,
-        "member_id": member.member_id,
-        "peer_urls": list(member.peer_urls),
-        "client_urls": list(member.client_urls),
-        "deploy_path": member.deploy_path,
-        "binary_version": member.binary_version,
+        "name": message.name,
+        "member_id": message.member_id,
+        "peer_urls": list(message.peer_urls),
+        "client_urls": list(message.client_urls),
+        "deploy_path": message.deploy_path,
+        "binary_version": f"v{member.version}",
     }
 
 

@@ -47,14 +47,13 @@ class PdMember:
     client_url: str = ""
 
     def message(self) -> pdpb_pb2.Member:
-        """As PD tells it."""
+        """As PD tells it over gRPC, where it leaves its version out."""
         return pdpb_pb2.Member(
             name=self.name,
             member_id=self.member_id,
             peer_urls=[self.client_url],
             client_urls=[self.client_url],
             deploy_path="embedded",
-            binary_version=f"v{self.version}",
         )
 
 

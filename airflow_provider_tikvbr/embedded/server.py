@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.tikv.keys import ApiVersion
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 
 
 async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
@@ -43,6 +45,8 @@ def run(
     pd_port: int = 2379,
     host: str = "127.0.0.1",
     version: str = "8.5.0",
+    split_keys: Sequence[UserKey] = (),
+    tls: ServerTls | None = None,
 ) -> int:
     """Run an embedded cluster in the foreground until SIGINT or SIGTERM.
 
@@ -53,6 +57,8 @@ def run(
     :param pd_port: PD's port; 0 for any.
     :param host: where to listen, and what PD tells clients.
     :param version: version that PD and the stores announce.
+    :param split_keys: user keys at which a new cluster is split.
+    :param tls: TLS of every port, or None.
     :return: the exit code.
     :raises InvalidOptionError: an option cannot be right, or a port is taken.
     """
@@ -68,6 +74,8 @@ def run(
         pd_port=pd_port,
         host=host,
         version=version,
+        split_keys=split_keys,
+        tls=tls,
     )
     try:
         asyncio.run(serve(cluster, out=sys.stdout))
