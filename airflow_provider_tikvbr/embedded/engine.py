@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from rocksdict import (
     WriteBatch,
 )
 
+from airflow_provider_tikvbr.embedded.limits import ImportMode, RateLimiter
 from airflow_provider_tikvbr.tikv.keys import EngineKey, KeyRange
 
 # A key as RocksDB sees it: DATA_PREFIX and the engine key.
@@ -67,7 +69,8 @@ class StoreEngine:
     """One store's RocksDB, with a pool for the jobs that would hold up the event loop.
 
     :param store_id: number of the store.
-    :param path: directory of the store; RocksDB lives in ``db`` below it, imported files in ``import``.
+    :param path: directory of the store; RocksDB lives in ``db`` below it, files to ingest in ``import``, and files
+        that no restart needs in ``scratch``.
     :param threads: how many jobs may run at a time.
     """
 
@@ -75,7 +78,12 @@ class StoreEngine:
         self.store_id = store_id
         self.path = path
         self.import_dir = path / "import"
-        self.import_dir.mkdir(parents=True, exist_ok=True)
+        self.scratch_dir = path / "scratch"
+        shutil.rmtree(self.scratch_dir, ignore_errors=True)
+        for directory in (self.import_dir, self.scratch_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.import_mode = ImportMode()
+        self.download_limiter = RateLimiter()
         self._db = Rdict(str(path / "db"), _options(), column_families={cf: _options() for cf in OTHER_CFS})
         self._cfs: dict[str, Rdict] = {cf: self._db.get_column_family(cf) for cf in OTHER_CFS}
         self._cfs[CF_DEFAULT] = self._db

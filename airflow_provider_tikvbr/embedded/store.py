@@ -7,8 +7,10 @@ from typing import Any
 
 import grpc
 
+from airflow_provider_tikvbr.embedded.backup_service import BackupService
 from airflow_provider_tikvbr.embedded.batch import BatchCommands
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
+from airflow_provider_tikvbr.embedded.import_service import ImportService
 from airflow_provider_tikvbr.embedded.serving import Handler, generic_handlers
 from airflow_provider_tikvbr.embedded.tikv_service import TikvService
 from airflow_provider_tikvbr.embedded.topology import Topology
@@ -30,5 +32,7 @@ def store_handlers(
     table: dict[Method[Any, Any], Handler] = {
         **tikv.handlers(),
         methods.KV_BATCH_COMMANDS: BatchCommands(tikv).stream,
+        **BackupService(topology=topology, store_id=store_id, engines=engines).handlers(),
+        **ImportService(topology=topology, store_id=store_id, engines=engines).handlers(),
     }
     return generic_handlers(table)
