@@ -51,7 +51,7 @@ class S3Credentials:
     :param session_token: for temporary credentials; empty otherwise.
     """
 
-    access_key: str
+    access_key: str = field(repr=False)
     secret_access_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
 

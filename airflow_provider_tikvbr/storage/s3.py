@@ -1,0 +1,336 @@
+"""Backups in S3, or in a service that speaks its protocol.
+
+boto3 blocks, so its calls run in a few threads of this storage. What boto3 says in an error never leaves this module:
+its texts may quote URLs and keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ParamValidationError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from smart_open import s3 as smart_s3
+
+from airflow_provider_tikvbr.exceptions import TikvBrError
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
+from airflow_provider_tikvbr.storage.s3_errors import is_missing, map_error, status_of
+from airflow_provider_tikvbr.storage.url import S3Credentials, S3Location
+
+T = TypeVar("T")
+
+THREADS = 8
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+# botocore's own tries for one call, with its own back-off: a few seconds until a wrong endpoint is reported.
+ATTEMPTS = 5
+# An answer that breaks off in the middle is asked for again: botocore retries requests, not bodies.
+READ_TRIES = 3
+_BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+# How servers refuse a condition that they do not know.
+_UNKNOWN_CONDITION = frozenset({400, 405, 501})
+
+
+class S3Storage(Storage):
+    """A bucket and a prefix.
+
+    :param credentials: a key pair; None = boto3's default chain.
+    :param send_credentials: whether the stores are sent the resolved credentials, or use their own.
+    """
+
+    def __init__(
+        self, *, location: S3Location, credentials: S3Credentials | None = None, send_credentials: bool = True
+    ) -> None:
+        self.location = location
+        self._credentials = credentials
+        self._send_credentials = send_credentials
+        self._lock = threading.Lock()
+        # Both are made on first use: a storage may be made in one process and used in a fork of it.
+        self._opened: tuple[Any, Any] | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def display_url(self) -> str:
+        """The storage URL without parameters."""
+        return self.location.display_url
+
+    def backend(self) -> brpb_pb2.StorageBackend:
+        """What a store is told; with the credentials of now, which may be temporary ones."""
+        at = self.location
+        message = brpb_pb2.S3(
+            endpoint=at.endpoint,
+            region=at.region,
+            bucket=at.bucket,
+            prefix=at.prefix,
+            storage_class=at.storage_class,
+            sse=at.sse,
+            sse_kms_key_id=at.sse_kms_key_id,
+            acl=at.acl,
+            force_path_style=at.force_path_style,
+            provider=at.provider,
+        )
+        found = self._resolve() if self._send_credentials else None
+        if found is not None:
+            message.access_key = found.access_key
+            message.secret_access_key = found.secret_access_key
+            message.session_token = found.session_token
+        return brpb_pb2.StorageBackend(s3=message)
+
+    async def prepare(self) -> None:
+        """Check that objects may be put there.
+
+        An upload is begun and given up again: unlike a small object that is deleted, it leaves no trace in a bucket
+        that keeps versions.
+        """
+        name = f".{uuid.uuid4().hex}.tikvbr-tmp"
+
+        def probe(client: Any) -> None:
+            place = self._place(name)
+            upload = client.create_multipart_upload(**place, **self._attributes())
+            client.abort_multipart_upload(**place, UploadId=upload["UploadId"])
+
+        await self._call("write to", "", probe)
+
+    async def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        return await self._call("look for", check_name(name), lambda client: self._exists(client, name))
+
+    async def size(self, name: str) -> int:
+        """Its length in bytes."""
+        return await self._call("read", check_name(name), lambda client: self._size(client, name))
+
+    async def read(self, name: str) -> bytes:
+        """All of it."""
+        check_name(name)
+
+        def get(client: Any) -> bytes:
+            for left in reversed(range(READ_TRIES)):
+                try:
+                    data: bytes = client.get_object(**self._place(name))["Body"].read()
+                except _BROKEN_OFF:
+                    if not left:
+                        raise
+                else:
+                    break
+            return data
+
+        return await self._call("read", name, get)
+
+    async def write(self, name: str, data: bytes) -> None:
+        """Put an object; S3 shows it whole or not at all."""
+        check_name(name)
+        await self._call("write", name, lambda client: self._put(client, name, data))
+
+    async def create(self, name: str, data: bytes) -> bool:
+        """Put an object on the condition that there is none.
+
+        Where the server does not know that condition, two writers may both succeed if they come at the same moment.
+        """
+        check_name(name)
+
+        def put(client: Any) -> bool:
+            # Some servers ignore the condition without a word, so it is not the only thing to rely on.
+            if self._exists(client, name):
+                return False
+            try:
+                self._put(client, name, data, IfNoneMatch="*")
+            except ParamValidationError:  # an older boto3
+                self._put(client, name, data)
+            except ClientError as error:
+                if status_of(error) == 412:
+                    return False
+                if status_of(error) not in _UNKNOWN_CONDITION:
+                    raise
+                self._put(client, name, data)
+            return True
+
+        return await self._call("write", name, put)
+
+    async def delete(self, name: str) -> None:
+        """Remove an object; a missing one is fine."""
+        check_name(name)
+        await self._call("delete", name, lambda client: client.delete_object(**self._place(name)))
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        """The objects whose name starts with ``prefix``, page by page."""
+        base = self.location.object_key("")
+        query = {"Bucket": self.location.bucket, "Prefix": base + prefix}
+        while True:
+            page = await self._call("list", prefix, lambda client: client.list_objects_v2(**query))
+            for found in page.get("Contents", ()):
+                name = found["Key"][len(base) :]
+                # Some tools mark a directory by an empty object that ends with a slash.
+                if name and not name.endswith("/"):
+                    yield ObjectInfo(name, found["Size"])
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def open_read(self, name: str) -> BinaryIO:
+        """Open an object for reading and seeking; it is fetched as it is read."""
+        key = self.location.object_key(check_name(name))
+
+        def open_object(client: Any) -> Any:
+            self._size(client, name)  # a missing object is refused now, not at the first read
+            return smart_s3.open(self.location.bucket, key, "rb", client=client, defer_seek=True)
+
+        source = self._run("read", name, open_object)
+        return io.BufferedReader(_Reader(source, lambda error: map_error(error, self.location, "read", name)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+        if opened is not None:
+            opened[1].close()
+
+    # --- boto3 ---
+
+    async def _call(self, doing: str, name: str, call: Callable[[Any], T]) -> T:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tikvbr-s3")
+            threads = self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, self._run, doing, name, call)
+
+    def _run(self, doing: str, name: str, call: Callable[[Any], T]) -> T:
+        try:
+            return call(self._open()[1])
+        except (ClientError, BotoCoreError, ValueError, OSError) as error:
+            # The cause is cut off on purpose: see the module's text.
+            raise map_error(error, self.location, doing, name) from None
+
+    def _open(self) -> tuple[Any, Any]:
+        """The session and its client."""
+        with self._lock:
+            if self._opened is None:
+                given = self._credentials
+                session = boto3.session.Session(
+                    aws_access_key_id=given.access_key if given else None,
+                    aws_secret_access_key=given.secret_access_key if given else None,
+                    aws_session_token=(given.session_token or None) if given else None,
+                    region_name=self.location.region,
+                )
+                client = session.client("s3", endpoint_url=self.location.endpoint or None, config=self._config())
+                self._opened = (session, client)
+            return self._opened
+
+    def _config(self) -> Any:
+        at = self.location
+        options: dict[str, Any] = {
+            "signature_version": "s3v4",
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "max_pool_connections": THREADS,
+            "s3": {
+                "addressing_style": "path" if at.force_path_style else "virtual",
+                "use_accelerate_endpoint": at.use_accelerate_endpoint,
+            },
+            # The stores know nothing of this process's environment: both have to mean the same service.
+            "ignore_configured_endpoint_urls": True,
+        }
+        for name in ("request_checksum_calculation", "response_checksum_validation"):
+            # Newer botocore sends checksums that other makers' services do not understand.
+            if name in Config.OPTION_DEFAULTS:
+                options[name] = "when_required"
+        return Config(**options)
+
+    def _resolve(self) -> S3Credentials | None:
+        if self._credentials is not None:
+            return self._credentials
+
+        def ask(_: Any) -> S3Credentials | None:
+            found = self._open()[0].get_credentials()
+            if found is None:
+                return None
+            frozen = found.get_frozen_credentials()
+            return S3Credentials(
+                access_key=frozen.access_key,
+                secret_access_key=frozen.secret_key,
+                session_token=frozen.token or "",
+            )
+
+        return self._run("find credentials for", "", ask)
+
+    def _place(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.location.bucket, "Key": self.location.object_key(name)}
+
+    def _attributes(self) -> dict[str, str]:
+        at = self.location
+        given = {
+            "StorageClass": at.storage_class,
+            "ServerSideEncryption": at.sse,
+            "SSEKMSKeyId": at.sse_kms_key_id,
+            "ACL": at.acl,
+        }
+        return {name: value for name, value in given.items() if value}
+
+    def _put(self, client: Any, name: str, data: bytes, **conditions: str) -> None:
+        client.put_object(**self._place(name), Body=data, **self._attributes(), **conditions)
+
+    def _exists(self, client: Any, name: str) -> bool:
+        try:
+            client.head_object(**self._place(name))
+        except ClientError as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
+
+    def _size(self, client: Any, name: str) -> int:
+        length: int = client.head_object(**self._place(name))["ContentLength"]
+        return length
+
+
+class _Reader(io.RawIOBase):
+    """An object that is being read, with this package's errors."""
+
+    def __init__(self, source: Any, mapped: Callable[[Exception], TikvBrError]) -> None:
+        self._source = source
+        self._mapped = mapped
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        position: int = self._source.tell()
+        return position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position: int = self._source.seek(offset, whence)
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._source.read(len(buffer))
+        except (ClientError, BotoCoreError, OSError) as error:
+            raise self._mapped(error) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.storage.factory import open_storage
+
+ACCESS, SECRET = "AKIAEXAMPLEEXAMPLE", "s3cr3t/Key+With=Signs"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint: str
+    client: Any
+
+    def url(self, bucket: str, prefix: str = "backups/monday", *, keys: bool = True, more: str = "") -> str:
+        given = f"&access-key={ACCESS}&secret-access-key={SECRET}" if keys else ""
+        return f"s3://{bucket}/{prefix}?endpoint={self.endpoint}{given}{more}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    client = boto3.session.Session(aws_access_key_id=ACCESS, aws_secret_access_key=SECRET).client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1"
+    )
+    yield S3Server(endpoint, client)
+    client.close()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    name = f"bucket-{abs(hash(request.node.nodeid))}"
+    s3_server.client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+    """An empty place of each kind that keeps what it is given."""
+    if request.param == "local":
+        url = str(tmp_path)
+    else:
+        server: S3Server = request.getfixturevalue("s3_server")
+        url = server.url(request.getfixturevalue("bucket"))
+    async with open_storage(url) as opened:
+        yield opened
