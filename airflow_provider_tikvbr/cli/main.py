@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from airflow_provider_tikvbr import __version__
+from airflow_provider_tikvbr.cli.embedded import demo, embedded
 from airflow_provider_tikvbr.cli.flags import canonical, spellings
 from airflow_provider_tikvbr.cli.raw import backup_raw, checksum, restore_raw
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
@@ -68,6 +69,8 @@ backup.add_command(backup_raw)
 restore.add_command(restore_raw)
 debug.add_command(checksum)
 tikvbr.add_command(checksum)
+tikvbr.add_command(embedded)
+tikvbr.add_command(demo)
 tikvbr.add_command(debug, "validate")  # its name in older versions of tikv-br
 
 
