@@ -1,0 +1,355 @@
+"""What a job changes on a cluster for its time, held so that a crash lets it expire and everything else undoes it.
+
+Import mode ends by itself ten minutes after it was last asked for (TiKV, ``import.import-mode-timeout``); paused
+schedulers and temporary PD settings end after the seconds they were given. The download speed limit does not expire,
+but a store forgets it when it restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from airflow_provider_tikvbr.exceptions import TikvBrError, TransientError
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.retry import Backoff, retry
+from airflow_provider_tikvbr.tikv.store import StoreClient
+
+T = TypeVar("T")
+
+# All of an undo, with its retries: a job that is told to stop has about five seconds.
+UNDO_S = 3.0
+UNDO_PAUSE_S = 0.2
+# After a renewal that failed somewhere.
+RENEW_AGAIN_S = 10.0
+# How long to insist on the first request before the job fails.
+ARM_BUDGET_S = 30.0
+
+PAUSE_S = 300
+RENEW_PAUSE_S = 100.0
+SPEED_LIMIT_RENEW_S = 60.0
+
+# What moves or merges regions, if PD runs it (the same six as tikv-br).
+SCHEDULERS = frozenset(
+    {
+        "balance-leader-scheduler",
+        "balance-hot-region-scheduler",
+        "balance-region-scheduler",
+        "shuffle-leader-scheduler",
+        "shuffle-region-scheduler",
+        "shuffle-hot-region-scheduler",
+    }
+)
+
+# PD's own types: it writes booleans of this page as text.
+FIXED_SETTINGS: Mapping[str, int | str] = {
+    "max-merge-region-keys": 0,
+    "max-merge-region-size": 0,
+    "enable-location-replacement": "false",
+    "max-pending-peer-count": (1 << 31) - 1,
+}
+SETTINGS_PER_STORE = ("leader-schedule-limit", "region-schedule-limit", "max-snapshot-count")
+MAX_SETTING_PER_STORE = 40
+
+
+async def settle(work: Coroutine[Any, Any, T]) -> T:
+    """Run work to its end even if the caller is cancelled meanwhile; the cancellation comes after it.
+
+    :raises asyncio.CancelledError: the caller was cancelled; the work is done all the same.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as err:
+            cancelled = err
+    if cancelled is not None:
+        if not task.cancelled():
+            # Seen here, so that asyncio does not complain of it: that somebody wants us to stop matters more.
+            task.exception()
+        raise cancelled
+    return task.result()
+
+
+class Lease(ABC):
+    """One temporary change of a cluster, as an asynchronous context manager.
+
+    :param cluster: the cluster to change.
+    :param renew_s: seconds between renewals; 0 for none.
+    :param listener: told what could not be renewed or undone.
+    """
+
+    #: What is held, for messages.
+    name: str
+
+    def __init__(self, cluster: Cluster, *, renew_s: float, listener: Listener = ignore) -> None:
+        self.cluster = cluster
+        self.renew_s = renew_s
+        self.listener = listener
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def arm(self) -> None:
+        """Make the change, or make it last longer.
+
+        :raises TikvBrError: it could not be made everywhere.
+        """
+
+    @abstractmethod
+    def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """What takes the change back: independent steps by what they touch, each safe to be tried twice."""
+
+    async def start(self) -> None:
+        """Make the change and keep it.
+
+        :raises TikvBrError: it could not be made; what was done of it is undone.
+        """
+        try:
+            backoff = Backoff(base_s=0.2, cap_s=2.0, budget_s=ARM_BUDGET_S)
+            await retry(self.arm, backoff)
+        except BaseException:
+            await settle(self._undo())
+            raise
+        if self.renew_s > 0:
+            self._task = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Take the change back, even if the caller is cancelled meanwhile. What cannot be undone is told."""
+        await settle(self._stop())
+
+    async def __aenter__(self) -> Lease:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._undo()
+
+    async def _keep(self) -> None:
+        told = False
+        pause = self.renew_s
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.arm()
+            except TikvBrError as err:
+                pause = min(self.renew_s, RENEW_AGAIN_S)
+                if not told:
+                    self.listener(Note(level="warning", message=f"could not renew {self.name}: {err}"))
+                told = True
+            else:
+                pause, told = self.renew_s, False
+
+    async def _undo(self) -> None:
+        steps = self.undo_steps()
+        deadline = asyncio.get_running_loop().time() + UNDO_S
+        failed = await asyncio.gather(*(self._undo_step(step, deadline) for step in steps.values()))
+        left = [f"{where} ({error})" for where, error in zip(steps, failed, strict=True) if error]
+        if left:
+            self.listener(Note(level="warning", message=f"could not end {self.name} on {', '.join(left)}"))
+
+    async def _undo_step(self, step: Callable[[], Awaitable[None]], deadline: float) -> str:
+        """Try until it works or the time is up; the last error's text, or nothing."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await asyncio.wait_for(step(), max(deadline - loop.time(), 0.1))
+            except asyncio.TimeoutError:
+                return "no answer in time"
+            except TikvBrError as err:
+                if not isinstance(err, TransientError) or loop.time() + UNDO_PAUSE_S >= deadline:
+                    return str(err)
+                await asyncio.sleep(UNDO_PAUSE_S)
+            else:
+                return ""
+
+
+class _StoresLease(Lease):
+    """A change of every store that is up; stores that come up later get it at the next renewal."""
+
+    def __init__(self, cluster: Cluster, *, renew_s: float, listener: Listener) -> None:
+        super().__init__(cluster, renew_s=renew_s, listener=listener)
+        self._touched: set[int] = set()
+
+    @abstractmethod
+    async def change(self, client: StoreClient) -> None:
+        """Change one store."""
+
+    @abstractmethod
+    async def restore(self, client: StoreClient) -> None:
+        """Take the change of one store back."""
+
+    async def arm(self) -> None:
+        """Change all stores, each whatever becomes of the others."""
+        stores = await self.cluster.up_stores()
+        ids = [s.id for s in stores]
+        done = await asyncio.gather(*(self._change(i) for i in ids), return_exceptions=True)
+        errors = [e for e in done if isinstance(e, BaseException)]
+        if errors:
+            raise errors[0]
+
+    async def _change(self, store_id: int) -> None:
+        # Before the call: its answer may be lost while the change is made.
+        self._touched.add(store_id)
+        await self._with(store_id, self.change)
+
+    async def _with(self, store_id: int, act: Callable[[StoreClient], Awaitable[None]]) -> None:
+        await act(await self.cluster.client(store_id))
+
+    def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """One step per store that was, or may have been, changed."""
+
+        def step(store_id: int) -> Callable[[], Awaitable[None]]:
+            return lambda: self._with(store_id, self.restore)
+
+        return {f"store {i}": step(i) for i in sorted(self._touched)}
+
+
+class ImportModeLease(_StoresLease):
+    """Import mode: stores put up with bursts of ingested files instead of stalling writes.
+
+    A store that refuses only makes the restore slower, so that is told and no more.
+
+    :param interval_s: seconds between requests; TiKV leaves the mode 600 s after the last one.
+    """
+
+    name = "import mode"
+
+    def __init__(self, cluster: Cluster, *, interval_s: float, listener: Listener = ignore) -> None:
+        super().__init__(cluster, renew_s=interval_s, listener=listener)
+
+    async def start(self) -> None:
+        """Switch, and keep switching."""
+        try:
+            await self.arm()
+        except TikvBrError as err:
+            self.listener(Note(level="warning", message=f"could not switch every store to import mode: {err}"))
+        except BaseException:
+            await self.stop()
+            raise
+        self._task = asyncio.create_task(self._keep())
+
+    async def change(self, client: StoreClient) -> None:
+        """Switch one store to import mode."""
+        await client.switch_mode(import_mode=True)
+
+    async def restore(self, client: StoreClient) -> None:
+        """Switch one store to normal mode."""
+        await client.switch_mode(import_mode=False)
+
+
+class SpeedLimitLease(_StoresLease):
+    """The speed at which each store may download.
+
+    :param bytes_per_s: the limit; 0 takes away a limit that a crashed job left behind.
+    """
+
+    name = "the download speed limit"
+
+    def __init__(self, cluster: Cluster, *, bytes_per_s: int, listener: Listener = ignore) -> None:
+        # Renewed for stores that come up meanwhile.
+        super().__init__(cluster, renew_s=SPEED_LIMIT_RENEW_S if bytes_per_s else 0, listener=listener)
+        self.bytes_per_s = bytes_per_s
+
+    async def start(self) -> None:
+        """Set the limit; having none to set is no reason to fail."""
+        if self.bytes_per_s:
+            await super().start()
+            return
+        try:
+            await self.arm()
+        except TikvBrError as err:
+            self.listener(Note(level="warning", message=f"could not take away {self.name}: {err}"))
+
+    async def change(self, client: StoreClient) -> None:
+        """Limit one store."""
+        await client.set_download_speed_limit(self.bytes_per_s)
+
+    async def restore(self, client: StoreClient) -> None:
+        """Let one store download at full speed."""
+        await client.set_download_speed_limit(0)
+
+
+class SchedulerLease(Lease):
+    """PD neither balances nor merges regions meanwhile.
+
+    Unlike tikv-br's, the changed settings are temporary ones (``POST /pd/api/v1/config?ttlSecond=``), so that PD
+    forgets them by itself when the job dies.
+    """
+
+    name = "the pause of PD's schedulers"
+
+    def __init__(self, cluster: Cluster, *, listener: Listener = ignore) -> None:
+        super().__init__(cluster, renew_s=RENEW_PAUSE_S, listener=listener)
+        self._settings: dict[str, int | bool | str] = {}
+        self._paused: list[str] = []
+
+    async def arm(self) -> None:
+        """Pause the schedulers that exist and set the settings that PD knows."""
+        http = self.cluster.http
+        if not self._settings:
+            stores = await self.cluster.up_stores()
+            self._settings = temporary_settings(await http.schedule_config(), stores=len(stores))
+        await http.set_schedule_ttl(self._settings, PAUSE_S)
+        for name in sorted(SCHEDULERS & set(await http.schedulers())):
+            if name not in self._paused:
+                self._paused.append(name)
+            await http.pause_scheduler(name, PAUSE_S)
+
+    def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Resume each scheduler, and forget the settings."""
+        http = self.cluster.http
+
+        def resume(name: str) -> Callable[[], Awaitable[None]]:
+            return lambda: http.pause_scheduler(name, 0)
+
+        steps = {name: resume(name) for name in self._paused}
+        if self._settings:
+            steps["PD's schedule settings"] = lambda: http.set_schedule_ttl(self._settings, 0)
+        return steps
+
+
+def temporary_settings(config: Mapping[str, Any], *, stores: int) -> dict[str, int | bool | str]:
+    """The schedule settings of a job: no merging, no moving for the sake of labels, more room for what must move.
+
+    :param config: PD's present settings; what it does not know is left out.
+    :param stores: number of stores.
+    """
+    found: dict[str, int | bool | str] = {k: v for k, v in FIXED_SETTINGS.items() if k in config}
+    for name in SETTINGS_PER_STORE:
+        if isinstance(config.get(name), (int, float)):
+            found[f"{name}"] = min(MAX_SETTING_PER_STORE, int(config[name]) * stores)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def hold(*leases: Lease) -> AsyncIterator[None]:
+    """Hold several leases; they start one after another and are taken back all at once.
+
+    :raises TikvBrError: one could not start; those before it are undone.
+    """
+    started: list[Lease] = []
+    try:
+        for lease in leases:
+            await lease.start()
+            started.append(lease)
+        yield
+    finally:
+        await settle(_stop_all(started))
+
+
+async def _stop_all(leases: list[Lease]) -> None:
+    await asyncio.gather(*(lease.stop() for lease in leases))
