@@ -1,0 +1,235 @@
+"""Restore the raw pairs of a backup, or of a part of its range, into a cluster.
+
+The stores read the files; this process makes room for them, tells every peer what to download and every leader what to
+ingest, and takes back whatever it changed on the cluster meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from packaging.version import Version
+
+from airflow_provider_tikvbr.exceptions import (
+    ChecksumMismatchError,
+    TikvBrError,
+    TransientError,
+    UnsupportedError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, expected_checksum
+from airflow_provider_tikvbr.rawbr.download import Downloader
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
+from airflow_provider_tikvbr.rawbr.ingest import Restorer
+from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
+from airflow_provider_tikvbr.rawbr.limits import region_limits
+from airflow_provider_tikvbr.rawbr.meta import check_files, read_meta
+from airflow_provider_tikvbr.rawbr.options import RestoreOptions
+from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan, make_plan, plan_splits
+from airflow_provider_tikvbr.rawbr.split import split_and_scatter
+from airflow_provider_tikvbr.rawbr.summary import Checksum, RestoreSummary
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
+
+STEP = "Raw restore"
+CHECKSUM_STEP = "Raw restore checksum"
+
+MIN_CHECKSUM: Final = Version("6.1.1")
+# Before it, TiKV encoded the keys of SplitRegion whatever the cluster's API version.
+MIN_SPLIT: Final = Version("5.2.0")
+
+# Looking for data in the target stops after this many regions: a cluster in use has some in the first ones.
+REGIONS_TO_LOOK_INTO = 64
+
+
+async def restore(
+    cluster: Cluster, storage: Storage, options: RestoreOptions, listener: Listener = ignore
+) -> RestoreSummary:
+    """Restore a backup.
+
+    Everything that can be wrong with the backup or the options is found before the cluster is changed.
+
+    :param cluster: the target.
+    :param storage: where the backup is; every store must reach it under the same URL.
+    :param options: what to restore and how.
+    :param listener: told what happens meanwhile.
+    :raises BackupInvalidError: there is no backup, or it is damaged, or encrypted with another key.
+    :raises ApiVersionError: the cluster has another API version than the backup.
+    :raises KeyRangeError: the range is not inside the one that was backed up.
+    :raises UnsupportedError: the checksum needs a newer cluster.
+    :raises BudgetExceededError: a file made no progress for too long; it says which, and where.
+    :raises ChecksumMismatchError: all files are restored, but the range of the cluster holds other pairs (too).
+    """
+    started = time.monotonic()
+    check_gates(cluster, options)
+    meta = await read_meta(storage, options.cipher)
+    plan = make_plan(meta, cluster.codec, options.keys)
+    await check_files(storage, [planned.file for planned in plan.files])
+    expected = await expected_checksum(storage, meta, plan.keys, options.cipher)
+    if not expected.total_kvs:
+        listener(Note(level="warning", message="the backup holds no data in the range: nothing is restored"))
+    await _tell_of_data(cluster, plan.keys, listener)
+    if plan.files:
+        await _split(cluster, plan, options, listener)
+        await _import(cluster, storage, plan, options, listener)
+    if options.checksum:
+        await _verify(cluster, plan.keys, expected, options, listener)
+    keys = cluster.codec.user_range(plan.keys)
+    return RestoreSummary(
+        total_ranges=len(plan.files),
+        ranges_succeed=len(plan.files),
+        restore_files=len(plan.files),
+        total_take_s=time.monotonic() - started,
+        restore_data_size=plan.data_size,
+        total_kv=expected.total_kvs,
+        total_kv_size=expected.total_bytes,
+        checksum=expected,
+        verified=options.checksum,
+        api_version=cluster.api_version,
+        storage=storage.display_url,
+        cluster_id=cluster.cluster_id,
+        cluster_version=cluster.cluster_version_text,
+        start=keys.start.hex(),
+        end=keys.end.hex(),
+    )
+
+
+def check_gates(cluster: Cluster, options: RestoreOptions) -> None:
+    """Refuse what the cluster is too old for.
+
+    :raises UnsupportedError: the checksum needs a newer cluster.
+    """
+    if options.checksum and cluster.cluster_version < MIN_CHECKSUM:
+        raise UnsupportedError(
+            f"checksum needs a cluster of version {MIN_CHECKSUM} or newer, this one has"
+            f" {cluster.cluster_version_text}: leave checksum out"
+        )
+
+
+async def _tell_of_data(cluster: Cluster, keys: KeyRange[ApiKey], listener: Listener) -> None:
+    """Warn if the range of the target is in use; that is allowed, but rarely meant."""
+    try:
+        found = await holds_data(cluster, keys)
+    except TikvBrError:
+        # The restore itself will meet the trouble and has the time to wait for its end.
+        return
+    if found:
+        rule = (
+            "of two versions of a key the one with the newer timestamp counts"
+            if cluster.api_version is ApiVersion.V2
+            else "pairs whose keys are in the backup are overwritten"
+        )
+        message = f"the range holds data already: {rule}, the others stay, and a checksum will tell the difference"
+        listener(Note(level="warning", message=message))
+
+
+async def holds_data(cluster: Cluster, keys: KeyRange[ApiKey]) -> bool:
+    """Whether one of the first regions of a range holds a pair."""
+    codec = cluster.codec
+    wanted = codec.region_range(keys)
+    for region in await cluster.pd.scan_regions(wanted, REGIONS_TO_LOOK_INTO):
+        part = region.keys.intersect(wanted)
+        if part is None or region.leader is None:
+            continue
+        where = KeyRange(codec.api_key_of_region_key(part.start), codec.api_key_of_region_key(part.end))
+        client = await cluster.client(region.leader.store_id)
+        version = cluster.api_version
+        if await client.raw_scan(region, region.leader, where, limit=1, key_only=True, api_version=version):
+            return True
+    return False
+
+
+async def _split(cluster: Cluster, plan: RestorePlan, options: RestoreOptions, listener: Listener) -> None:
+    if cluster.cluster_version < MIN_SPLIT:
+        message = f"the cluster is older than {MIN_SPLIT}, so its regions are not split beforehand"
+        listener(Note(level="info", message=message))
+        return
+    limits = await region_limits(cluster)
+    keys = plan_splits(
+        plan.files,
+        max_bytes=options.merge_region_size or limits.size,
+        max_keys=options.merge_region_keys or limits.keys,
+    )
+    await split_and_scatter(
+        cluster, keys, max_keys=options.split_region_max_keys, budget_s=options.budget_s, listener=listener
+    )
+
+
+async def _import(
+    cluster: Cluster, storage: Storage, plan: RestorePlan, options: RestoreOptions, listener: Listener
+) -> None:
+    wanted = cluster.codec.region_range(plan.keys)
+    async with hold(*_leases(cluster, options, listener)):
+        with contextlib.suppress(TransientError):
+            # One look at all regions instead of one per file; what is missing is looked up when it is needed.
+            await cluster.regions.cover(wanted)
+        downloader = Downloader(
+            cluster,
+            backend=storage.backend(),
+            cipher=options.cipher.message(),
+            keys=wanted,
+            rate_limit=options.rate_limit,
+        )
+        restorer = Restorer(cluster, downloader=downloader, budget_s=options.budget_s)
+        progress = _FilesDone(plan, listener)
+        await restorer.run(plan.files, concurrency=options.concurrency, on_done=progress.add)
+
+
+def _leases(cluster: Cluster, options: RestoreOptions, listener: Listener) -> Iterable[Lease]:
+    yield SpeedLimitLease(cluster, bytes_per_s=options.rate_limit, listener=listener)
+    if not options.online:
+        yield ImportModeLease(cluster, interval_s=options.switch_mode_interval_s, listener=listener)
+        yield SchedulerLease(cluster, listener=listener)
+
+
+class _FilesDone:
+    """Counts files and tells the listener; a file that was cut counts in full here."""
+
+    def __init__(self, plan: RestorePlan, listener: Listener) -> None:
+        self._total = len(plan.files)
+        self._listener = listener
+        self._started = time.monotonic()
+        self._done = self._kvs = self._bytes = 0
+        self._tell()
+
+    def add(self, planned: PlannedFile) -> None:
+        """One more file is restored."""
+        file: brpb_pb2.File = planned.file
+        self._done += 1
+        self._kvs += file.total_kvs
+        self._bytes += file.total_bytes
+        self._tell()
+
+    def _tell(self) -> None:
+        self._listener(
+            Progress(
+                step=STEP,
+                done=self._done,
+                total=self._total,
+                kvs=self._kvs,
+                bytes=self._bytes,
+                elapsed_s=time.monotonic() - self._started,
+            )
+        )
+
+
+async def _verify(
+    cluster: Cluster, keys: KeyRange[ApiKey], expected: Checksum, options: RestoreOptions, listener: Listener
+) -> None:
+    if cluster.api_version is not ApiVersion.V1:
+        message = "pairs may have a time to live here: those that expire meanwhile make the checksum differ"
+        listener(Note(level="warning", message=message))
+    actual = await cluster_checksum(
+        cluster, keys, concurrency=options.checksum_concurrency, listener=listener, step=CHECKSUM_STEP
+    )
+    if actual != expected:
+        raise ChecksumMismatchError(
+            f"all files are restored, but the range does not hold the backup's pairs alone: the backup has {expected},"
+            f" the cluster {actual}; did it hold data before, or was there a write or an expiry meanwhile?",
+            expected=expected,
+            actual=actual,
+        )
