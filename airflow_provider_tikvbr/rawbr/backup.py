@@ -1,0 +1,227 @@
+"""Back up the raw pairs of a key range.
+
+The stores write the files; this process tells them what to write, collects their answers until the range is covered
+without a gap, and then writes backupmeta, which makes the heap of files a backup.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from packaging.version import Version
+
+from airflow_provider_tikvbr.exceptions import (
+    ApiVersionError,
+    BackupFileError,
+    BackupInvalidError,
+    ChecksumMismatchError,
+    ProtocolError,
+    TikvBrError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, live_checksum
+from airflow_provider_tikvbr.rawbr.coverage import Coverage
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
+from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
+from airflow_provider_tikvbr.rawbr.lock import BackupLock
+from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, write_meta
+from airflow_provider_tikvbr.rawbr.options import BackupOptions
+from airflow_provider_tikvbr.rawbr.push import back_up_range
+from airflow_provider_tikvbr.rawbr.request import backup_request
+from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
+from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+
+STEP = "Raw backup"
+CHECKSUM_STEP = "Raw backup checksum"
+
+MIN_CONVERSION: Final = Version("6.1.0")
+MIN_BACKUP_TS: Final = Version("6.2.0")
+
+
+async def backup(
+    cluster: Cluster, storage: Storage, options: BackupOptions, listener: Listener = ignore
+) -> BackupSummary:
+    """Back up a key range into an empty place.
+
+    :param cluster: the source.
+    :param storage: where to; every store must reach it under the same URL.
+    :param options: what to back up and how.
+    :param listener: told what happens meanwhile.
+    :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
+    :raises UnsupportedError: the checksum needs a newer cluster.
+    :raises BackupExistsError: the place holds a backup.
+    :raises StorageLockedError: another job writes there.
+    :raises BudgetExceededError: a part could not be backed up for too long; it says which.
+    :raises ChecksumMismatchError: the backup is written, but the cluster does not hold the same pairs (any more).
+    """
+    started = time.monotonic()
+    dst = destination(cluster, options)
+    await storage.prepare()
+    async with BackupLock.acquire(storage, owner=options.owner) as lock:
+        safepoint = _safepoint(cluster, options, listener)
+        async with hold(*_leases(cluster, options, safepoint, listener)):
+            keys = cluster.codec.api_range(options.keys)
+            regions = await cluster.http.region_count(cluster.codec.region_range(keys))
+            coverage = Coverage(
+                backup_request(cluster, options, dst, storage.backend()),
+                codec=cluster.codec,
+                url=storage.display_url,
+                step=STEP,
+                total=regions,
+                listener=listener,
+            )
+            await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
+            files = await _finished_files(storage, coverage)
+            if safepoint is not None:
+                safepoint.check()
+            await lock.confirm()
+            meta = build_meta(
+                cluster_id=cluster.cluster_id,
+                cluster_version=cluster.cluster_version_text,
+                api_version=dst,
+                keys=dst_codec(cluster, dst).api_range(options.keys),
+                files=files,
+            )
+            await write_meta(storage, meta, options.cipher)
+    if lock.left_behind is not None:
+        listener(Note(level="warning", message=lock.left_behind))
+    await _remove_replaced(storage, coverage, files, listener)
+    if not coverage.checksum.total_kvs:
+        listener(Note(level="warning", message="there is no data in the range: the backup is complete and empty"))
+    if options.checksum:
+        await _verify(cluster, options, dst, coverage, listener)
+    return BackupSummary(
+        total_ranges=len(files),
+        ranges_succeed=len(files),
+        backup_total_regions=regions,
+        total_take_s=time.monotonic() - started,
+        backup_ts=safepoint.backup_ts if safepoint is not None else None,
+        total_kv=coverage.checksum.total_kvs,
+        total_kv_size=coverage.checksum.total_bytes,
+        backup_data_size=coverage.data_size,
+        checksum=coverage.checksum,
+        verified=options.checksum,
+        api_version=cluster.api_version,
+        dst_api_version=dst,
+        storage=storage.display_url,
+        cluster_id=cluster.cluster_id,
+        cluster_version=cluster.cluster_version_text,
+        start=options.keys.start.hex(),
+        end=options.keys.end.hex(),
+    )
+
+
+def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
+    """The API version of the backup, after checking that the cluster can make it as asked.
+
+    :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
+    :raises UnsupportedError: the checksum needs a newer cluster.
+    """
+    now, dst = cluster.api_version, options.dst_api_version
+    if dst is None:
+        dst = now
+    if dst is not now:
+        if dst is not ApiVersion.V2:
+            raise ApiVersionError(
+                f"a backup of this {now.name} cluster cannot be of API version {dst.name}: TiKV converts to V2 only;"
+                f" leave dst_api_version out, or give {now.name}{'' if now is ApiVersion.V2 else ' or V2'}"
+            )
+        if cluster.cluster_version < MIN_CONVERSION:
+            raise ApiVersionError(
+                f"the conversion from {now.name} to V2 needs a cluster of version {MIN_CONVERSION} or newer, this one"
+                f" has {cluster.cluster_version_text}: upgrade it, or leave dst_api_version out"
+            )
+    if options.checksum:
+        check_can_checksum(cluster)
+    return dst
+
+
+def dst_codec(cluster: Cluster, dst: ApiVersion) -> KeyCodec:
+    """Keys of a backup in another API version; TiKV converts into the default keyspace."""
+    return cluster.codec if dst is cluster.api_version else KeyCodec(dst)
+
+
+def _safepoint(cluster: Cluster, options: BackupOptions, listener: Listener) -> SafepointLease | None:
+    # Older stores do not flush the timestamps that they hand out in advance, so a backup-ts would promise too much.
+    if cluster.api_version is not ApiVersion.V2 or cluster.cluster_version < MIN_BACKUP_TS:
+        return None
+    return SafepointLease(cluster, ttl_s=options.gc_ttl_s, safe_interval_s=options.safe_interval_s, listener=listener)
+
+
+def _leases(
+    cluster: Cluster, options: BackupOptions, safepoint: SafepointLease | None, listener: Listener
+) -> Iterable[Lease]:
+    if safepoint is not None:
+        yield safepoint
+    if options.remove_schedulers:
+        yield SchedulerLease(cluster, listener=listener)
+
+
+async def _finished_files(storage: Storage, coverage: Coverage) -> list[brpb_pb2.File]:
+    """The files of the backup, after checking that they are all there.
+
+    :raises BackupInvalidError: they are not: the backup must not be declared complete.
+    """
+    if gaps := coverage.gaps():
+        raise ProtocolError(f"{len(gaps)} ranges are not backed up")
+    files = list(coverage.ranges.files())
+    seen: set[str] = set()
+    for file in files:
+        if file.name in seen:
+            raise BackupInvalidError(f"two stores wrote the file {file.name}: one has overwritten the other's")
+        seen.add(file.name)
+    if storage.keeps:
+        try:
+            await check_files(storage, files)
+        except BackupFileError as err:
+            raise BackupFileError(
+                f"{err}; the stores wrote it, so check that {storage.display_url} is one place that they all share",
+                file=err.file,
+            ) from err
+    return files
+
+
+async def _remove_replaced(
+    storage: Storage, coverage: Coverage, files: Iterable[brpb_pb2.File], listener: Listener
+) -> None:
+    """Delete files that were written twice, under another name; they would only cost space."""
+    wanted = {file.name for file in files}
+    for name in sorted(set(coverage.replaced) - wanted):
+        try:
+            await storage.delete(name)
+        except TikvBrError as err:
+            listener(Note(level="info", message=f"{name} is not part of the backup and could not be deleted: {err}"))
+            return
+
+
+async def _verify(
+    cluster: Cluster, options: BackupOptions, dst: ApiVersion, coverage: Coverage, listener: Listener
+) -> None:
+    if cluster.api_version is not ApiVersion.V1:
+        listener(
+            Note(
+                level="warning",
+                message="pairs may have a time to live here: those that expire meanwhile make the checksum differ",
+            )
+        )
+    live = await live_checksum(
+        cluster,
+        options.keys,
+        dst,
+        concurrency=options.checksum_concurrency,
+        budget_s=options.budget_s,
+        listener=listener,
+        step=CHECKSUM_STEP,
+    )
+    if live.checksum != coverage.checksum:
+        raise ChecksumMismatchError(
+            "the backup is written, but the cluster does not hold the same pairs: the backup has"
+            f" {coverage.checksum}, the cluster {live.checksum}; was there a write or an expiry meanwhile?",
+            expected=coverage.checksum,
+            actual=live.checksum,
+        )

@@ -1,0 +1,337 @@
+"""Compare a backup with a live cluster.
+
+Both sides count in the same way (CRC-64/XZ over API key and user value, XORed over all pairs; number of pairs; their
+bytes): a store while it backs up, a store that is asked for a checksum, and this module where it reads a backup file
+itself. Source: TiKV, ``src/coprocessor/checksum.rs`` and ``components/backup/src/writer.rs``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fastcrc import crc64
+from packaging.version import Version
+
+from airflow_provider_tikvbr.exceptions import (
+    ApiVersionError,
+    BackupFileError,
+    BudgetExceededError,
+    RegionNotReadyError,
+    TransientError,
+    UnsupportedError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.coverage import PROGRESS_INTERVAL_S, Coverage
+from airflow_provider_tikvbr.rawbr.events import Listener, Progress, ignore
+from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, read_file, read_meta
+from airflow_provider_tikvbr.rawbr.options import (
+    DEFAULT_BUDGET_S,
+    DEFAULT_CHECKSUM_CONCURRENCY,
+    EVERYTHING,
+    BackupOptions,
+    ChecksumOptions,
+    Compression,
+)
+from airflow_provider_tikvbr.rawbr.plan import wanted_range
+from airflow_provider_tikvbr.rawbr.push import back_up_range
+from airflow_provider_tikvbr.rawbr.request import backup_request
+from airflow_provider_tikvbr.rawbr.summary import Checksum, ChecksumSummary
+from airflow_provider_tikvbr.rawbr.tasks import for_each
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
+from airflow_provider_tikvbr.storage.noop import NoopStorage
+from airflow_provider_tikvbr.storage.sst import SstReader
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.model import Region
+from airflow_provider_tikvbr.tikv.retry import Backoff
+from airflow_provider_tikvbr.tikv.values import decode_value
+
+STEP = "Raw checksum"
+RAW_CHECKSUM = "raw-checksum"
+BACKUP = "backup"
+MIN_CHECKSUM: Final = Version("6.1.1")
+
+# A store works through its queue of some hundred regions; the last of them waits for all the others.
+CALL_TIMEOUT_S = 900.0
+RETRY_BASE_S = 0.2
+RETRY_CAP_S = 5.0
+# Backup files that are read at a time, each wholly in memory.
+FILES_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveChecksum:
+    """What a cluster holds.
+
+    :param regions: regions that answered.
+    :param method: how it was counted.
+    """
+
+    checksum: Checksum
+    regions: int
+    method: str
+
+
+async def verify_backup(
+    cluster: Cluster, storage: Storage, options: ChecksumOptions, listener: Listener = ignore
+) -> ChecksumSummary:
+    """Compare a backup with the cluster that it was made of, or restored into.
+
+    :return: both sides' checksums, whether they are equal or not.
+    :raises BackupInvalidError: there is no backup, or it is damaged.
+    :raises ApiVersionError: a backup of that API version cannot be compared with this cluster.
+    :raises KeyRangeError: the backup does not cover the range.
+    :raises BudgetExceededError: a part of the cluster did not answer for too long.
+    """
+    started = time.monotonic()
+    check_can_checksum(cluster)
+    meta = await read_meta(storage, options.cipher)
+    version = ApiVersion(meta.api_version)
+    if version not in {cluster.api_version, ApiVersion.V2}:
+        raise ApiVersionError(
+            f"the backup in {storage.display_url} has API version {version.name} and cannot be compared with a"
+            f" {cluster.api_version.name} cluster: give the cluster it was made of, or a backup converted to V2"
+        )
+    codec = cluster.codec if version is cluster.api_version else KeyCodec(version)
+    keys = wanted_range(backup_range(meta), codec, options.keys or EVERYTHING)
+    await check_files(storage, meta.files)
+    expected = await expected_checksum(storage, meta, keys, options.cipher)
+    live = await live_checksum(
+        cluster,
+        codec.user_range(keys),
+        version,
+        concurrency=options.concurrency,
+        budget_s=options.budget_s,
+        listener=listener,
+        step=STEP,
+    )
+    return ChecksumSummary(
+        expected=expected,
+        actual=live.checksum,
+        total_take_s=time.monotonic() - started,
+        regions=live.regions,
+        method=live.method,
+        storage=storage.display_url,
+        cluster_id=cluster.cluster_id,
+    )
+
+
+def check_can_checksum(cluster: Cluster) -> None:
+    """Make sure that the stores know the call.
+
+    :raises UnsupportedError: the cluster is too old.
+    """
+    if cluster.cluster_version < MIN_CHECKSUM:
+        raise UnsupportedError(
+            f"checksum needs a cluster of version {MIN_CHECKSUM} or newer, this one has"
+            f" {cluster.cluster_version_text}: upgrade it, or do without checksum"
+        )
+
+
+async def live_checksum(
+    cluster: Cluster,
+    keys: KeyRange[UserKey],
+    version: ApiVersion,
+    *,
+    concurrency: int,
+    budget_s: float,
+    listener: Listener,
+    step: str,
+) -> LiveChecksum:
+    """Count what a cluster holds, in the form that a backup of an API version has.
+
+    For another version than the cluster's, the stores run a backup that writes nothing: they convert each pair and count
+    it, and no pair travels over the network.
+
+    :param concurrency: regions that are counted at a time.
+    :param budget_s: seconds without progress after which to give up.
+    """
+    if version is cluster.api_version:
+        counter = _Counter(cluster, budget_s=budget_s, listener=listener, step=step)
+        await counter.count(cluster.codec.api_range(keys), concurrency=concurrency)
+        return LiveChecksum(checksum=counter.checksum, regions=counter.done, method=RAW_CHECKSUM)
+    options = BackupOptions(keys=keys, compression=Compression.LZ4, dst_api_version=version)
+    nowhere = NoopStorage()
+    coverage = Coverage(
+        backup_request(cluster, options, version, nowhere.backend()),
+        codec=cluster.codec,
+        url=nowhere.display_url,
+        step=step,
+        total=await cluster.http.region_count(cluster.codec.region_range(cluster.codec.api_range(keys))),
+        listener=listener,
+    )
+    await back_up_range(cluster, coverage, budget_s=budget_s, listener=listener)
+    return LiveChecksum(checksum=coverage.checksum, regions=len(coverage.ranges), method=BACKUP)
+
+
+async def cluster_checksum(
+    cluster: Cluster,
+    keys: KeyRange[ApiKey],
+    *,
+    concurrency: int = DEFAULT_CHECKSUM_CONCURRENCY,
+    budget_s: float = DEFAULT_BUDGET_S,
+    listener: Listener = ignore,
+    step: str = STEP,
+) -> Checksum:
+    """Let every region of a range count its live pairs.
+
+    :param concurrency: regions that are counted at a time.
+    :param budget_s: seconds that one region may go on failing.
+    :raises BudgetExceededError: a region did not answer for that long.
+    """
+    counter = _Counter(cluster, budget_s=budget_s, listener=listener, step=step)
+    await counter.count(keys, concurrency=concurrency)
+    return counter.checksum
+
+
+class _Counter:
+    """Adds up the regions of a range."""
+
+    def __init__(self, cluster: Cluster, *, budget_s: float, listener: Listener, step: str) -> None:
+        self.checksum = Checksum()
+        self.done = 0
+        self._total = 0
+        self._cluster = cluster
+        self._codec = cluster.codec
+        self._budget_s = budget_s
+        self._listener = listener
+        self._step = step
+        self._started = time.monotonic()
+        self._told = float("-inf")
+
+    async def count(self, keys: KeyRange[ApiKey], *, concurrency: int) -> None:
+        """Count every region once."""
+        regions = await self._cluster.regions.cover(self._codec.region_range(keys))
+        self._total = len(regions)
+        self._tell()
+
+        async def one(region: Region) -> None:
+            await self._region(region, keys)
+
+        await for_each(regions, one, concurrency=min(concurrency, len(regions)))
+        self._tell()
+
+    async def _region(self, region: Region, keys: KeyRange[ApiKey]) -> None:
+        """Count the part of a range that lies in a region, whatever becomes of the region meanwhile."""
+        backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=self._budget_s)
+        part = self._part(region, keys)
+        while True:
+            try:
+                self._add(await self._ask(region, part))
+            except TransientError as err:
+                self._cluster.regions.invalidate(region.id)
+                await backoff.sleep(err)
+            else:
+                return
+            try:
+                regions = await self._cluster.regions.cover(self._codec.region_range(part))
+            except BudgetExceededError as err:
+                await backoff.sleep(err)
+                continue
+            if len(regions) > 1:
+                self._total += len(regions) - 1
+                for piece in regions:
+                    await self._region(piece, part)
+                return
+            region = regions[0]
+
+    async def _ask(self, region: Region, part: KeyRange[ApiKey]) -> Checksum:
+        if region.leader is None:
+            raise RegionNotReadyError(f"region {region.id} has no leader", kind="no_leader", region_id=region.id)
+        client = await self._cluster.client(region.leader.store_id)
+        answer = await client.raw_checksum(
+            region, region.leader, part, self._cluster.api_version, timeout_s=CALL_TIMEOUT_S
+        )
+        return Checksum(answer.checksum, answer.total_kvs, answer.total_bytes)
+
+    def _part(self, region: Region, keys: KeyRange[ApiKey]) -> KeyRange[ApiKey]:
+        """The part of a range that lies in a region: a store refuses a start before the region."""
+        start = self._codec.api_key_of_region_key(region.start)
+        end = self._codec.api_key_of_region_key(region.end)
+        part = KeyRange(start, end).intersect(keys)
+        if part is None:
+            raise RegionNotReadyError(f"region {region.id} has moved out of the range", kind="gap", region_id=region.id)
+        return part
+
+    def _add(self, checksum: Checksum) -> None:
+        self.checksum += checksum
+        self.done += 1
+        if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self._listener(
+            Progress(
+                step=self._step,
+                done=self.done,
+                total=self._total,
+                kvs=self.checksum.total_kvs,
+                bytes=self.checksum.total_bytes,
+                elapsed_s=self._told - self._started,
+            )
+        )
+
+
+async def expected_checksum(
+    storage: Storage, meta: brpb_pb2.BackupMeta, keys: KeyRange[ApiKey], cipher: Cipher = PLAINTEXT
+) -> Checksum:
+    """What a backup holds of a range.
+
+    Files that lie wholly in it count as backupmeta says; of those that it cuts the pairs inside are counted.
+
+    :param keys: the range, as API keys of the backup.
+    :raises BackupFileError: a file that has to be read is missing or damaged.
+    """
+    total, cut = Checksum(), []
+    for file in meta.files:
+        held = KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
+        if keys.covers(held):
+            total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
+        elif keys.intersect(held) is not None:
+            cut.append(file)
+    counted = await _count_files(storage, ApiVersion(meta.api_version), cut, keys, cipher)
+    return sum(counted, total)
+
+
+async def _count_files(
+    storage: Storage, version: ApiVersion, files: Iterable[brpb_pb2.File], keys: KeyRange[ApiKey], cipher: Cipher
+) -> list[Checksum]:
+    counted: list[Checksum] = []
+
+    async def count(file: brpb_pb2.File) -> None:
+        data = await read_file(storage, file, cipher)
+        # Minutes for a large file, so off the loop.
+        counted.append(await asyncio.to_thread(count_pairs, data, version, keys, name=file.name))
+
+    await for_each(files, count, concurrency=FILES_AT_ONCE)
+    return counted
+
+
+def count_pairs(data: bytes, version: ApiVersion, keys: KeyRange[ApiKey], *, name: str = "the SST file") -> Checksum:
+    """Count the pairs of a backup file in a range.
+
+    :param data: the file, decrypted.
+    :param version: API version of the backup.
+    :param keys: the range, as API keys of the backup.
+    :raises BackupFileError: the file is damaged.
+    """
+    codec = KeyCodec(version)
+    bounds = codec.region_range(keys)
+    # Without a timestamp behind it, an encoded key sorts before every version of the same key.
+    wanted = KeyRange(EngineKey(bounds.start), EngineKey(bounds.end))
+    crc = kvs = size = 0
+    try:
+        for engine_key, stored in SstReader(data, name=name).pairs(wanted):
+            pair = codec.split_engine_key(engine_key)[0] + decode_value(version, stored).value
+            crc ^= crc64.xz(pair)
+            kvs += 1
+            size += len(pair)
+    except ValueError as err:
+        raise BackupFileError(f"{name} is not a backup file of API version {version.name}: {err}", file=name) from err
+    return Checksum(crc, kvs, size)

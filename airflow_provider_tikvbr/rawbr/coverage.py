@@ -1,0 +1,136 @@
+"""How much of a range the stores have backed up: their answers, collected, checked and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import aclosing
+
+from airflow_provider_tikvbr.exceptions import TikvBrError
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.events import Listener, Progress
+from airflow_provider_tikvbr.rawbr.ranges import FinishedRange, FinishedRanges
+from airflow_provider_tikvbr.rawbr.responses import finished_keys, from_backup_error, secrets_of
+from airflow_provider_tikvbr.rawbr.summary import Checksum
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
+from airflow_provider_tikvbr.tikv.store import StoreClient
+
+# A store is silent while it works on a region, and for more than 30 s while an S3 endpoint refuses connections.
+IDLE_TIMEOUT_S = 600.0
+# With a rate limit it is silent for longer: it works on eight regions at a time, which share the limit, and a region
+# can be far above its usual size.
+IDLE_BYTES = 8 << 30
+# How often progress is told.
+PROGRESS_INTERVAL_S = 0.2
+
+
+def idle_timeout_s(rate_limit: int) -> float:
+    """How long a store may be silent before it counts as lost.
+
+    :param rate_limit: bytes per second that a store may write; 0 means no limit.
+    """
+    return IDLE_TIMEOUT_S + (IDLE_BYTES / rate_limit if rate_limit else 0.0)
+
+
+class Coverage:
+    """Collects the answers to one backup request.
+
+    :param request: the whole request; parts of it may be sent instead of it.
+    :param codec: keys of the cluster.
+    :param url: the storage, without secrets.
+    :param step: name of the step, for progress.
+    :param total: regions of the range, as far as known.
+    :param listener: told how far it has come.
+    """
+
+    def __init__(
+        self,
+        request: brpb_pb2.BackupRequest,
+        *,
+        codec: KeyCodec,
+        url: str,
+        step: str,
+        total: int,
+        listener: Listener,
+    ) -> None:
+        self.request = request
+        self.keys = KeyRange(ApiKey(request.start_key), ApiKey(request.end_key))
+        self.ranges = FinishedRanges()
+        self.checksum = Checksum()
+        self.data_size = 0
+        #: Names of files that newer answers have replaced.
+        self.replaced: list[str] = []
+        #: How many good answers have come in: it grows as long as there is progress.
+        self.accepted = 0
+        self._codec = codec
+        # TiKV converts into the default keyspace.
+        self._dst_codec = KeyCodec(ApiVersion(request.dst_api_version), codec.keyspace_id if codec.is_v2 else 0)
+        self._url = url
+        self._secrets = secrets_of(request.storage_backend)
+        self._step = step
+        self._total = total
+        self._listener = listener
+        self._idle_timeout_s = idle_timeout_s(request.rate_limit)
+        self._started = time.monotonic()
+        self._told = float("-inf")
+
+    def gaps(self) -> list[KeyRange[ApiKey]]:
+        """What is not backed up yet."""
+        return self.ranges.gaps(self.keys)
+
+    async def take(self, client: StoreClient, keys: KeyRange[ApiKey]) -> TikvBrError | None:
+        """Let a store back up what it leads of a range, and take in its answers.
+
+        :param keys: the range, a part of the whole.
+        :return: what went wrong with some part, if anything did; the part is a gap then.
+        :raises StoreUnavailableError: the stream broke; what came before it counts.
+        :raises TerminalError: the backup can never succeed.
+        """
+        request = brpb_pb2.BackupRequest()
+        request.CopyFrom(self.request)
+        request.start_key, request.end_key = keys.start, keys.end
+        trouble: TikvBrError | None = None
+        stream = client.backup(request, idle_timeout_s=self._idle_timeout_s)
+        async with aclosing(stream):
+            async for response in stream:
+                if response.HasField("error"):
+                    error, fatal = from_backup_error(
+                        response.error, store=client.store, url=self._url, secrets=self._secrets
+                    )
+                    if fatal:
+                        raise error
+                    trouble = error
+                    continue
+                finished = finished_keys(
+                    response, request=request, codec=self._codec, dst_codec=self._dst_codec, store=client.store
+                )
+                self._accept(FinishedRange(finished, tuple(response.files)))
+        return trouble
+
+    def tell(self) -> None:
+        """Tell the listener how far it has come."""
+        self._told = time.monotonic()
+        self._listener(
+            Progress(
+                step=self._step,
+                done=len(self.ranges),
+                total=max(self._total, len(self.ranges)),
+                kvs=self.checksum.total_kvs,
+                bytes=self.checksum.total_bytes,
+                elapsed_s=self._told - self._started,
+            )
+        )
+
+    def _accept(self, piece: FinishedRange) -> None:
+        for old in self.ranges.insert(piece):
+            self._count(old.files, -1)
+            self.replaced += [file.name for file in old.files]
+        self._count(piece.files, 1)
+        self.accepted += 1
+        if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
+            self.tell()
+
+    def _count(self, files: Iterable[brpb_pb2.File], sign: int) -> None:
+        for file in files:
+            self.checksum += Checksum(file.crc64xor, sign * file.total_kvs, sign * file.total_bytes)
+            self.data_size += sign * file.size

@@ -1,0 +1,102 @@
+"""Hold garbage collection back while a V2 backup runs, so that change capture can go on where the backup began.
+
+The backup registers a service safepoint just below its backup-ts. tikv-br sets it once and lets it expire, so a backup
+that takes longer than the TTL loses it; this one is set again every third of the TTL and removed at the end. Source:
+tikv-br, ``pkg/backup/client.go`` and ``pkg/utils/safe_point.go``; PD, ``server/grpc_service.go``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError, TerminalError
+from airflow_provider_tikvbr.rawbr.events import Listener, ignore
+from airflow_provider_tikvbr.rawbr.humanize import human_duration
+from airflow_provider_tikvbr.rawbr.leases import Lease
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+
+# A timestamp is milliseconds and a counter of this many bits.
+LOGICAL_BITS = 18
+# How much shorter the pause between two renewals is than the TTL.
+RENEWALS_PER_TTL = 3
+
+
+def backup_ts_of(now: int, safe_interval_s: float) -> int:
+    """The timestamp that lies an interval before another.
+
+    Writes that began before it are all applied by then: a store may still be working on a write with a timestamp just
+    before ``now``.
+    """
+    return max(1, now - (round(safe_interval_s * 1000) << LOGICAL_BITS))
+
+
+class SafepointLease(Lease):
+    """A service safepoint at ``backup_ts - 1``.
+
+    :param cluster: the cluster whose garbage collection is held back.
+    :param ttl_s: seconds for which PD keeps it after the last renewal.
+    :param safe_interval_s: seconds by which backup-ts lies in the past.
+    :param listener: told what could not be renewed or removed.
+    """
+
+    name = "the GC safepoint of the backup"
+
+    def __init__(self, cluster: Cluster, *, ttl_s: int, safe_interval_s: float, listener: Listener = ignore) -> None:
+        super().__init__(cluster, renew_s=ttl_s / RENEWALS_PER_TTL, listener=listener)
+        self.service_id = f"br-{uuid.uuid4()}"
+        self.backup_ts = 0
+        self._ttl_s = ttl_s
+        self._safe_interval_s = safe_interval_s
+        self._lost: str | None = None
+
+    async def start(self) -> None:
+        """Choose backup-ts and register.
+
+        :raises InvalidOptionError: garbage collection has already passed backup-ts.
+        """
+        pd = self.cluster.pd
+        self.backup_ts = backup_ts_of(await pd.tso(), self._safe_interval_s)
+        gc_safe_point = await pd.gc_safe_point()
+        if self.backup_ts <= gc_safe_point:
+            raise self._passed(gc_safe_point)
+        await super().start()
+
+    async def arm(self) -> None:
+        """Register, or make it last longer."""
+        lowest = await self.cluster.pd.update_service_safe_point(
+            service_id=self.service_id, ttl_s=self._ttl_s, safe_point=self.backup_ts - 1
+        )
+        # PD keeps a safepoint only if it is not below the lowest one, so this tells whether it is in force.
+        if lowest > self.backup_ts - 1:
+            error = self._passed(lowest)
+            self._lost = str(error)
+            raise error
+
+    def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Remove it."""
+
+        async def remove() -> None:
+            await self.cluster.pd.update_service_safe_point(
+                service_id=self.service_id, ttl_s=0, safe_point=self.backup_ts - 1
+            )
+
+        return {"PD": remove}
+
+    def check(self) -> None:
+        """Make sure that it was never lost.
+
+        :raises PDUnavailableError: PD could not be reached for so long that it expired, and GC has passed backup-ts.
+        """
+        if self._lost is not None:
+            raise PDUnavailableError(
+                f"the GC safepoint of the backup expired because PD did not answer for {human_duration(self._ttl_s)}:"
+                f" {self._lost}"
+            )
+
+    def _passed(self, safe_point: int) -> TerminalError:
+        return InvalidOptionError(
+            f"garbage collection has passed backup-ts {self.backup_ts}, it stands at {safe_point}: safe_interval"
+            f" ({human_duration(self._safe_interval_s)}) has to be shorter than the cluster's GC life time",
+            parameter="safe_interval",
+        )

@@ -1,0 +1,36 @@
+"""Many things at a time, none of which outlives the others' failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def all_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all works at once; the first error, or a cancellation, ends the others before it is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, concurrency: int) -> None:
+    """Do a work for every item, some at a time; the first error ends the others before it is raised.
+
+    Items are taken one by one, so there may be half a million of them.
+
+    :param concurrency: how many at a time.
+    """
+    rest = iter(items)
+
+    async def worker() -> None:
+        for item in rest:
+            await work(item)
+
+    await all_or_cancel(worker() for _ in range(max(1, concurrency)))
