@@ -8,6 +8,7 @@ import click
 
 import airflow_provider_tikvbr
 from airflow_provider_tikvbr.cli.options import flag, together
+from airflow_provider_tikvbr.exceptions import ProtocolError
 
 EXTRA = "airflow-provider-tikvbr[embedded]"
 CHECKOUT = Path(airflow_provider_tikvbr.__file__).parents[1]
@@ -53,9 +54,14 @@ def embedded(
     from airflow_provider_tikvbr.embedded.server import run
     from airflow_provider_tikvbr.embedded.serving import ServerTls
     from airflow_provider_tikvbr.rawbr.keyformat import parse_key
+    from airflow_provider_tikvbr.tikv.versions import parse_version
 
     if bool(cert) != bool(key) or (ca and not cert):
-        raise click.ClickException("--cert and --key belong together, and --ca needs both.")
+        raise click.ClickException("--cert and --key belong together, and --ca needs both")
+    try:
+        parse_version(cluster_version)
+    except ProtocolError as err:
+        raise click.ClickException(f"--cluster-version {err}") from err
     return run(
         data=data,
         api_version=api_version,
@@ -94,7 +100,7 @@ def _need_extra() -> None:
     if missing:
         raise click.ClickException(
             f"embedded clusters need {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not"
-            f" installed: pip install '{EXTRA}'."
+            f" installed: pip install '{EXTRA}'"
         )
 
 
@@ -102,4 +108,4 @@ def _pem(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as err:
-        raise click.ClickException(f"{path} cannot be read: {err.strerror}.") from err
+        raise click.ClickException(f"{path} cannot be read: {err.strerror}") from err

@@ -110,7 +110,7 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
                 sys.stderr.flush()
             os._exit(1)
         received.append(sign)
-        click.echo(f"\n{sign.name}: stopping and putting the cluster back; press ^C again to quit at once.", err=True)
+        click.echo(f"\n{sign.name}: stopping and putting the cluster back; press ^C again to quit at once", err=True)
         LOGGER.warning("received signal to stop", extra={"fields": {"signal": sign.name}})
         task.cancel()
 
@@ -121,7 +121,7 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not received:
             raise
-        raise JobCancelledError(f"{received[0].name} stopped the job before it was complete.") from None
+        raise JobCancelledError(f"{received[0].name} stopped the job before it was complete") from None
     finally:
         for sign in STOP_SIGNALS:
             loop.remove_signal_handler(sign)

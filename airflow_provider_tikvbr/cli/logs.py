@@ -86,7 +86,7 @@ def parse_level(text: str) -> int:
         return LEVELS[text.strip().lower()]
     except KeyError:
         raise InvalidOptionError(
-            f"log-level: {text!r} is not a level: give debug, info, warn, error or fatal.", parameter="log-level"
+            f"log-level {text!r} is not known: give debug, info, warn, error or fatal", parameter="log-level"
         ) from None
 
 
@@ -102,7 +102,7 @@ def logging_to(target: Path | TextIO, level: int) -> Iterator[None]:
             handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
         except OSError as err:
             raise InvalidOptionError(
-                f"log-file: {target} cannot be written ({err.strerror}): give another path.", parameter="log-file"
+                f"log-file {target} cannot be written ({err.strerror}): give another path", parameter="log-file"
             ) from err
     else:
         handler = logging.StreamHandler(target)

@@ -5,6 +5,8 @@ The engine and its libraries are imported by the commands when they run, so that
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +82,8 @@ def main(args: Sequence[str] | None = None) -> int:
     :param args: the words after the program's name; those of the process if nothing is given.
     :return: 0, or 1 if anything went wrong, as with tikv-br.
     """
+    # gRPC's core would write its own view of a failed connection to standard error
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         result = tikvbr.main(args=args, prog_name="tikvbr", standalone_mode=False)
     except click.NoSuchOption as err:
@@ -88,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as err:
         return _fail(err.format_message())
     except (click.Abort, KeyboardInterrupt):
-        return _fail("stopped.")
+        return _fail("stopped")
     except TikvBrError as err:
         return _fail(_in_flags(err))
     except Exception as err:
@@ -104,7 +108,9 @@ def _in_flags(err: TikvBrError) -> str:
     spelling = flag_of(err.parameter)
     if spelling not in spellings(tikvbr):
         return err.message
-    return f"{spelling}: {err.message.removeprefix(f'{err.parameter}: ')}"
+    # most sentences begin with the option as a DAG spells it
+    start = re.match(rf"{err.parameter}:?(?= )", err.message)
+    return f"{spelling}{err.message[start.end() :]}" if start else f"{spelling}: {err.message}"
 
 
 def flag_of(parameter: str) -> str:

@@ -109,7 +109,7 @@ def checksum(ctx: click.Context, /, **typed: Any) -> None:
         if not summary.matches:
             raise ChecksumMismatchError(
                 f"the cluster does not hold what the backup holds: the backup has {summary.expected},"
-                f" the cluster {summary.actual}.",
+                f" the cluster {summary.actual}",
                 expected=summary.expected,
                 actual=summary.actual,
             )

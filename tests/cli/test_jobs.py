@@ -140,8 +140,8 @@ def test_a_signal_stops_the_job_and_lets_it_put_the_cluster_back(sign: signal.Si
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert out == "putting back\nput back\n"
-    assert f"{sign.name}: stopping and putting the cluster back; press ^C again to quit at once." in err
-    assert err.endswith(f"{sign.name} stopped the job before it was complete.\n")
+    assert f"{sign.name}: stopping and putting the cluster back; press ^C again to quit at once" in err
+    assert err.endswith(f"{sign.name} stopped the job before it was complete\n")
 
 
 def test_a_second_signal_quits_at_once() -> None:

@@ -110,7 +110,7 @@ def test_the_temporary_file_tells_the_time() -> None:
 
 def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
     with (
-        pytest.raises(InvalidOptionError, match=r"log-file: .* cannot be written") as caught,
+        pytest.raises(InvalidOptionError, match=r"log-file .* cannot be written") as caught,
         logging_to(tmp_path / "no" / "such" / "log", logging.INFO),
     ):
         pass
@@ -118,5 +118,5 @@ def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> 
 
 
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(InvalidOptionError, match="'loud' is not a level: give debug"):
+    with pytest.raises(InvalidOptionError, match="'loud' is not known: give debug"):
         parse_level("loud")
