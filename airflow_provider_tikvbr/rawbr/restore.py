@@ -17,10 +17,9 @@ from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
     TikvBrError,
     TransientError,
-    UnsupportedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, expected_checksum
+from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, cluster_checksum, expected_checksum
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
@@ -38,7 +37,6 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
 STEP = "Raw restore"
 CHECKSUM_STEP = "Raw restore checksum"
 
-MIN_CHECKSUM: Final = Version("6.1.1")
 # Before it, TiKV encoded the keys of SplitRegion whatever the cluster's API version.
 MIN_SPLIT: Final = Version("5.2.0")
 
@@ -65,7 +63,8 @@ async def restore(
     :raises ChecksumMismatchError: all files are restored, but the range of the cluster holds other pairs (too).
     """
     started = time.monotonic()
-    check_gates(cluster, options)
+    if options.checksum:
+        check_can_checksum(cluster)
     meta = await read_meta(storage, options.cipher)
     plan = make_plan(meta, cluster.codec, options.keys)
     await check_files(storage, [planned.file for planned in plan.files])
@@ -96,18 +95,6 @@ async def restore(
         start=keys.start.hex(),
         end=keys.end.hex(),
     )
-
-
-def check_gates(cluster: Cluster, options: RestoreOptions) -> None:
-    """Refuse what the cluster is too old for.
-
-    :raises UnsupportedError: the checksum needs a newer cluster.
-    """
-    if options.checksum and cluster.cluster_version < MIN_CHECKSUM:
-        raise UnsupportedError(
-            f"checksum needs a cluster of version {MIN_CHECKSUM} or newer, this one has"
-            f" {cluster.cluster_version_text}: leave checksum out"
-        )
 
 
 async def _tell_of_data(cluster: Cluster, keys: KeyRange[ApiKey], listener: Listener) -> None:
@@ -224,7 +211,12 @@ async def _verify(
         message = "pairs may have a time to live here: those that expire meanwhile make the checksum differ"
         listener(Note(level="warning", message=message))
     actual = await cluster_checksum(
-        cluster, keys, concurrency=options.checksum_concurrency, listener=listener, step=CHECKSUM_STEP
+        cluster,
+        keys,
+        concurrency=options.checksum_concurrency,
+        budget_s=options.budget_s,
+        listener=listener,
+        step=CHECKSUM_STEP,
     )
     if actual != expected:
         raise ChecksumMismatchError(
