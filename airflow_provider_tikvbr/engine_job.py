@@ -84,7 +84,7 @@ class EngineJob(Generic[T]):
             raise
         thread.join()
         if isinstance(self._error, asyncio.CancelledError):
-            raise JobCancelledError("The job was asked to stop, and has put the cluster back as it was.") from None
+            raise JobCancelledError("the job was asked to stop, and has put the cluster back as it was") from None
         if self._error is not None:
             raise self._error
         return self._outcome[0]

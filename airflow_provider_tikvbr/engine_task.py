@@ -202,8 +202,8 @@ def storage_credentials(conn_id: str | None) -> S3Credentials | None:
     conn = BaseHook.get_connection(conn_id)
     if not conn.login or not conn.password:
         raise InvalidOptionError(
-            f"storage_conn_id: connection {conn_id} has no login and password: give the access key and the secret"
-            " access key there, or no connection to use the worker's own credentials.",
+            f"storage_conn_id names connection {conn_id}, which has no login and password: give the access key and the"
+            " secret access key there, or name no connection to use the worker's own credentials",
             parameter="storage_conn_id",
         )
     token = str(conn.extra_dejson.get("aws_session_token") or "")
@@ -236,8 +236,8 @@ def key_text(value: object, *, parameter: str) -> str:
         return ""
     if not isinstance(value, str):
         raise InvalidOptionError(
-            f"{parameter}: a key is text, but its template rendered to {value!r} ({type(value).__name__}):"
-            " turn render_template_as_native_obj off for this DAG.",
+            f"{parameter} is {value!r}, an {type(value).__name__}, but a key is text: turn"
+            " render_template_as_native_obj off for this DAG",
             parameter=parameter,
         )
     return value

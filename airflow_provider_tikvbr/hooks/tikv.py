@@ -77,9 +77,9 @@ class TiKVHook(BaseHook):
         extra: Mapping[str, Any] = {k: v for k, v in conn.extra_dejson.items() if v is not None and v != ""}
         for name in extra:
             if name not in EXTRA_FIELDS:
-                raise self._bad(name, f"there is no such field; there are {', '.join(EXTRA_FIELDS)}.")
+                raise self._bad(name, f"there is no such field; there are {', '.join(EXTRA_FIELDS)}")
         if not conn.host:
-            raise self._bad("host", "give the PD endpoints, such as pd0:2379,pd1:2379.")
+            raise self._bad("host", "give the PD endpoints, such as pd0:2379,pd1:2379")
         tls = self._field("ca, cert, private_key", lambda: _tls(extra))
         return ClusterOptions(
             pd=self._field(
@@ -128,7 +128,7 @@ class TiKVHook(BaseHook):
         try:
             found = self.describe()
         except asyncio.TimeoutError:
-            return False, f"The cluster of connection {self.tikv_conn_id} did not describe itself in time."
+            return False, f"the cluster of connection {self.tikv_conn_id} did not describe itself in time"
         except Exception as err:
             return False, str(err) or type(err).__name__
         return True, sentence(found)
@@ -140,7 +140,7 @@ class TiKVHook(BaseHook):
             raise self._bad(name, str(err)) from err
 
     def _bad(self, name: str, why: str) -> InvalidOptionError:
-        return InvalidOptionError(f"Connection {self.tikv_conn_id}, field {name}: {why}", parameter="tikv_conn_id")
+        return InvalidOptionError(f"connection {self.tikv_conn_id}, field {name}: {why}", parameter="tikv_conn_id")
 
 
 def sentence(found: ClusterDescription) -> str:
@@ -176,7 +176,7 @@ def _tls(extra: Mapping[str, Any]) -> TlsOptions | None:
             mask(key)
         elif not _is_file(key):
             # Not shown: it may be a key that lost its first line.
-            raise InvalidOptionError("private_key is neither PEM text nor a file on this machine.", parameter="key")
+            raise InvalidOptionError("private_key is neither PEM text nor a file on this machine", parameter="key")
     return TlsOptions.load(ca=ca, cert=cert, key=key)
 
 

@@ -104,7 +104,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
             on_mismatch = str(self.on_mismatch).strip().lower()
             if on_mismatch not in {WAIT, FAIL}:
                 raise InvalidOptionError(
-                    f"on_mismatch: {self.on_mismatch!r} does not do: give {WAIT} or {FAIL}.", parameter="on_mismatch"
+                    f"on_mismatch is {self.on_mismatch!r}: give {WAIT} or {FAIL}", parameter="on_mismatch"
                 )
             options = checksum_options(
                 start=key_text(self.start, parameter="start"),
@@ -121,8 +121,8 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
             )
             if not summary.matches and on_mismatch == FAIL:
                 raise ChecksumMismatchError(
-                    f"The cluster does not hold what the backup at {summary.storage} holds:"
-                    f" the backup has {summary.expected}, the cluster {summary.actual}.",
+                    f"the cluster does not hold what the backup at {summary.storage} holds:"
+                    f" the backup has {summary.expected}, the cluster {summary.actual}",
                     expected=summary.expected,
                     actual=summary.actual,
                 )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from airflow.providers.common.compat.sdk import redact
 from airflow.sdk import Connection
-from airflow.sdk.log import redact
 
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
@@ -121,7 +121,7 @@ def test_what_a_form_leaves_empty_means_the_default(connect: Connect) -> None:
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(connect: Connect, fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(InvalidOptionError, match=f"^Connection tikv_default, {says}") as caught:
+    with pytest.raises(InvalidOptionError, match=f"^connection tikv_default, {says}") as caught:
         connect(**fields).cluster_options()
     assert "\n" not in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_a_working_connection_is_described(connect: Connect, cluster: ThreadedCl
 
 def test_airflow_finds_the_hook_by_the_connections_type(cluster: ThreadedCluster) -> None:
     host, _, port = cluster.pd_address.partition(":")
-    hook = Connection(conn_id="x", conn_type="tikv", host=host, port=int(port)).get_hook()
+    hook = Connection(conn_id="x", conn_type="tikv", host=host, port=int(port)).get_hook()  # type: ignore[no-untyped-call]
     assert isinstance(hook, TiKVHook)
     assert hook.tikv_conn_id == "x"
 

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, redact
+from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from structlog.testing import capture_logs
+
+from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
+from airflow_provider_tikvbr.exceptions import (
+    BackupExistsError,
+    InvalidOptionError,
+    JobCancelledError,
+    TransientError,
+)
+from airflow_provider_tikvbr.operators.backup import BackupRawOperator
+from airflow_provider_tikvbr.proto.methods import BACKUP
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from tests.support.front import Store, connect, fill, soon
+from tests.support.golden import AES256_KEY
+
+
+def operator(tmp_path: Path, **options: Any) -> BackupRawOperator:
+    return BackupRawOperator(**{"task_id": "backup", "storage": f"local://{tmp_path / 'backup'}", **options})
+
+
+def test_it_backs_up_and_returns_the_summary(source: ThreadedCluster, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        result = operator(tmp_path, checksum=True).execute({})
+    assert json.loads(json.dumps(result)) == result
+    counted = source.checksum()
+    assert result["checksum"] == {
+        "crc64xor": counted.crc64xor,
+        "total_kvs": counted.kvs,
+        "total_bytes": counted.bytes,
+    }
+    assert result["verified"] is True
+    assert result["storage"] == f"local://{tmp_path / 'backup'}"
+    assert (tmp_path / "backup" / "backupmeta").is_file()
+    assert not (tmp_path / "backup" / "backup.lock").exists()
+    lines = [entry["event"] for entry in logs]
+    assert any(line.startswith('["Raw backup success summary"] [total-ranges=') for line in lines), lines
+    assert any("Raw backup: " in line and "(100 %)" in line for line in lines), lines
+
+
+def test_options_may_be_text_as_templates_make_it(source: ThreadedCluster, tmp_path: Path) -> None:
+    result = operator(
+        tmp_path,
+        start="key/1",
+        end="key/2",
+        format="raw",
+        dst_api_version="V2",
+        compression="lz4",
+        ratelimit="0",
+        checksum="False",
+        checksum_concurrency="4",
+        gcttl=timedelta(minutes=1),
+    ).execute({})
+    keys = KeyRange(UserKey(b"key/1"), UserKey(b"key/2"))
+    assert result["total_kv"] == len(source.pairs(keys)) == 100
+    assert result["dst_api_version"] == "V2"
+
+
+def test_the_key_is_rendered_at_the_end_and_hidden(tmp_path: Path) -> None:
+    task = operator(tmp_path, crypter_method="aes256-ctr", crypter_key="{{ params.secret }}")
+    context: Any = {"params": {"secret": AES256_KEY}}
+    task.render_template_fields(context)
+    task.execute(context)
+    assert AES256_KEY not in str(vars(task))
+    assert AES256_KEY not in str(redact(f"the key is {AES256_KEY}"))
+    # Unreadable without it: an encrypted backupmeta begins with random bytes.
+    assert b"airflow_provider_tikvbr" not in (tmp_path / "backup" / "backupmeta").read_bytes()
+
+
+def test_asset_events_tell_the_result(source: ThreadedCluster, tmp_path: Path) -> None:
+    asset = Asset("backups")
+    events = OutletEventAccessors()
+    events[asset].extra = {"mine": 1}
+    context: Any = {"outlet_events": events}
+    result = operator(tmp_path, outlets=[asset, AssetAlias("other")]).execute(context)
+    assert events[asset].extra == {
+        "mine": 1,
+        "storage": result["storage"],
+        "pairs": 300,
+        "bytes": result["total_kv_size"],
+        "checksum": result["checksum"],
+        "backup_ts": None,
+        "api_version": "V1",
+        "cluster_id": source.topology.cluster_id,
+    }
+
+
+def test_progress_goes_to_the_state_store(tmp_path: Path) -> None:
+    store = Store()
+    context: Any = {"task_state_store": store}
+    operator(tmp_path, checksum=True).execute(context)
+    assert {key for key, _ in store.told} == {"progress"}
+    assert [value["step"] for _, value in store.told] == ["Raw backup", "Raw backup checksum"]
+    last = store.told[-1][1]
+    assert (last["percent"], last["pairs"]) == (100, 300)
+    assert json.loads(json.dumps(last)) == last
+
+
+class BrokenStore:
+    def set(self, key: str, value: Any) -> None:
+        raise OSError("the database is away")
+
+
+def test_a_state_store_that_fails_does_not_fail_the_task(tmp_path: Path) -> None:
+    context: Any = {"task_state_store": BrokenStore()}
+    with capture_logs() as logs:
+        operator(tmp_path, checksum=True).execute(context)
+    assert [entry["log_level"] for entry in logs].count("warning") == 1
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"storage": "ftp://x"}, "storage scheme 'ftp' is not supported"),
+        ({"compression": "rar"}, "compression 'rar' is not known: give"),
+        ({"start": "b", "end": "a", "format": "raw"}, "start 'b' is not less than end 'a'"),
+        ({"start": 61}, "start is 61, an int, but a key is text"),
+        ({"ratelimit": "fast"}, "ratelimit is 'fast': give"),
+        (
+            {"storage_conn_id": "tikv_default"},
+            "storage_conn_id names connection tikv_default, which has no login and password",
+        ),
+    ],
+)
+def test_a_mistake_fails_for_good_in_one_sentence(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(AirflowFailException, match=says) as caught:
+        operator(tmp_path, **options).execute({})
+    assert isinstance(caught.value.__cause__, InvalidOptionError)
+    assert str(caught.value) == str(caught.value.__cause__)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_expects_another_cluster_fails_for_good(
+    monkeypatch: pytest.MonkeyPatch, source: ThreadedCluster, tmp_path: Path
+) -> None:
+    connect(monkeypatch, "tikv_default", source, api_version="v2")
+    with pytest.raises(AirflowFailException, match="V2 is expected"):
+        operator(tmp_path).execute({})
+    assert not (tmp_path / "backup").exists()
+
+
+def test_an_existing_backup_fails_for_good(tmp_path: Path) -> None:
+    operator(tmp_path).execute({})
+    with pytest.raises(AirflowFailException) as caught:
+        operator(tmp_path).execute({})
+    assert isinstance(caught.value.__cause__, BackupExistsError)
+
+
+def test_a_cluster_that_is_away_is_worth_a_retry(tmp_path: Path) -> None:
+    with pytest.raises(TransientError, match=r"127\.0\.0\.1:1"):
+        operator(tmp_path, tikv_conn_id="tikv_nowhere").execute({})
+
+
+def test_a_store_that_stays_away_is_worth_a_retry_and_leaves_no_backupmeta(
+    source: ThreadedCluster, tmp_path: Path
+) -> None:
+    source.failpoints.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
+    with pytest.raises(TransientError):
+        operator(tmp_path, budget="500ms").execute({})
+    assert not (tmp_path / "backup" / "backupmeta").exists()
+
+
+def test_a_retry_takes_over_the_lock_of_its_first_try(source: ThreadedCluster, tmp_path: Path) -> None:
+    class TaskInstance:
+        dag_id, task_id, run_id, map_index = "dag", "task", "manual__1", -1
+
+    context: Any = {"ti": TaskInstance()}
+    source.failpoints.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
+    with pytest.raises(TransientError):
+        operator(tmp_path, budget="500ms").execute(context)
+    source.failpoints.clear()
+    assert operator(tmp_path).execute(context)["total_kv"] == 300
+
+
+# --- being killed ---
+
+
+def test_a_killed_backup_ends_at_once_and_cleans_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    with ThreadedCluster(data_dir=tmp_path_factory.mktemp("v2"), api_version=ApiVersion.V2, stores=3) as cluster:
+        fill(cluster)
+        connect(monkeypatch, "tikv_v2", cluster)
+        stuck = cluster.failpoints.fail(BACKUP, delay_s=3600, times=None)
+        held: list[int] = []
+        task = operator(tmp_path, tikv_conn_id="tikv_v2", remove_schedulers=True)
+
+        def kill() -> None:
+            held.append(cluster.apply(lambda c: len(c.pd.safe_points.services())))
+            task.on_kill()
+            task.on_kill()
+
+        with soon(lambda: stuck.hits >= 3, kill), pytest.raises(JobCancelledError):
+            task.execute({})
+        assert held == [cluster.apply(lambda c: len(c.pd.safe_points.services())) + 1]
+        assert cluster.apply(lambda c: c.pd.schedulers.paused()) == {}
+        assert not (tmp_path / "backup" / "backupmeta").exists()
+        assert not (tmp_path / "backup" / "backup.lock").exists()
+
+
+def test_killing_a_task_that_does_not_run_does_nothing(tmp_path: Path) -> None:
+    operator(tmp_path).on_kill()

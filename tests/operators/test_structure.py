@@ -1,0 +1,122 @@
+"""What is true of every operator and sensor of this package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import redact
+from airflow.sdk import DAG, BaseOperator
+from structlog.testing import capture_logs
+
+from airflow_provider_tikvbr.engine_task import job_owner
+from airflow_provider_tikvbr.operators.backup import BackupRawOperator
+from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
+from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_options, restore_options
+from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
+
+FRONT = {"storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv"}
+
+CLASSES = pytest.mark.parametrize(
+    ("cls", "options", "own"),
+    [
+        pytest.param(BackupRawOperator, backup_options, set(), id="backup"),
+        pytest.param(RestoreRawOperator, restore_options, set(), id="restore"),
+        pytest.param(ChecksumSensor, checksum_options, {"on_mismatch"}, id="checksum"),
+    ],
+)
+
+
+def parameters(cls: type[BaseOperator]) -> dict[str, inspect.Parameter]:
+    found = dict(inspect.signature(cls.__init__).parameters)
+    del found["self"], found["kwargs"]
+    return found
+
+
+@CLASSES
+def test_every_option_of_the_engine_is_a_parameter(
+    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
+) -> None:
+    # the lock's owner is the task itself
+    assert set(parameters(cls)) == set(inspect.signature(options).parameters) - {"owner"} | FRONT | own
+
+
+@CLASSES
+def test_every_parameter_but_the_secret_is_a_template(
+    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
+) -> None:
+    assert set(cls.template_fields) == set(parameters(cls)) - {"crypter_key"}
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters(cls).values())
+
+
+@CLASSES
+def test_defaults_mean_what_the_engines_do(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+    mine = {name: p.default for name, p in parameters(cls).items() if name not in FRONT | own}
+    assert options(**mine) == options()
+
+
+@CLASSES
+def test_what_is_given_is_kept_unread(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+    given = {name: f"{{{{ params.{name} }}}}" for name in parameters(cls)}
+    operator = cls(task_id="task", **given)
+    assert {name: getattr(operator, name) for name in given} == given
+
+
+@CLASSES
+def test_templates_are_rendered(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+    names = set(parameters(cls))
+    operator = cls(task_id="task", **{name: f"{{{{ params.{name} }}}}" for name in names})
+    operator.render_template_fields({"params": {name: f"rendered {name}" for name in names}})  # type: ignore[typeddict-item]
+    assert {getattr(operator, name) for name in names - {"crypter_key"}} == {
+        f"rendered {name}" for name in names - {"crypter_key"}
+    }
+    assert operator.crypter_key == "{{ params.crypter_key }}"  # type: ignore[attr-defined]
+
+
+@CLASSES
+def test_secrets_of_the_storage_url_are_hidden_once_rendered(
+    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
+) -> None:
+    secret = f"s3cr3t+of/{cls.__name__}"
+    operator = cls(task_id="task", storage="{{ params.url }}")
+    url = f"s3://bucket/p?access-key=AKIA&secret-access-key={secret.replace('/', '%2F')}"
+    operator.render_template_fields({"params": {"url": url}})  # type: ignore[typeddict-item]
+    shown = str(redact(operator.storage))  # type: ignore[attr-defined]
+    assert "***" in shown
+    assert secret not in shown
+    assert secret.replace("/", "%2F") not in shown
+
+
+@CLASSES
+def test_default_args_reach_it(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+    with DAG("dag", schedule=None, default_args={"tikv_conn_id": "other", "retries": 7}):
+        operator = cls(task_id="task", storage="/x")
+    assert operator.tikv_conn_id == "other"  # type: ignore[attr-defined]
+    assert operator.retries == 7
+
+
+@CLASSES
+def test_it_may_be_mapped(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+    with DAG("dag", schedule=None):
+        cls.partial(task_id="task", storage="/x").expand(tikv_conn_id=["a", "b"])
+
+
+def test_making_one_logs_and_touches_nothing() -> None:
+    with capture_logs() as logs:
+        BackupRawOperator(task_id="task", storage="nonsense://", tikv_conn_id="nobody", ratelimit="x")
+    assert logs == []
+
+
+class TaskInstance:
+    dag_id, task_id, run_id = "dag", "task", "manual__1"
+
+    def __init__(self, map_index: int) -> None:
+        self.map_index = map_index
+
+
+def test_the_lock_names_the_task_whatever_the_try() -> None:
+    assert job_owner({}) == ""
+    assert job_owner({"ti": TaskInstance(-1)}) == "Airflow dag.task manual__1"  # type: ignore[typeddict-item]
+    assert job_owner({"ti": TaskInstance(3)}) == "Airflow dag.task[3] manual__1"  # type: ignore[typeddict-item]
