@@ -116,8 +116,7 @@ class Lease(ABC):
         except BaseException:
             await settle(self._undo())
             raise
-        if self.renew_s > 0:
-            self._task = asyncio.create_task(self._keep())
+        self._begin_to_keep()
 
     async def stop(self) -> None:
         """Take the change back, even if the caller is cancelled meanwhile. What cannot be undone is told."""
@@ -138,9 +137,16 @@ class Lease(ABC):
             await asyncio.gather(self._task, return_exceptions=True)
         await self._undo()
 
-    async def _keep(self) -> None:
-        told = False
-        pause = self.renew_s
+    def _begin_to_keep(self, *, told: bool = False) -> None:
+        """Renew from now on.
+
+        :param told: whether the first request failed and this was told.
+        """
+        if self.renew_s > 0:
+            self._task = asyncio.create_task(self._keep(told))
+
+    async def _keep(self, told: bool) -> None:
+        pause = min(self.renew_s, RENEW_AGAIN_S) if told else self.renew_s
         while True:
             await asyncio.sleep(pause)
             try:
@@ -178,7 +184,7 @@ class Lease(ABC):
 
 
 class _StoresLease(Lease):
-    """A change of every store that is up; stores that come up later get it at the next renewal."""
+    """A change of every store that is up. One that does not answer now is told of, and gets it at a renewal."""
 
     def __init__(self, cluster: Cluster, *, renew_s: float, listener: Listener) -> None:
         super().__init__(cluster, renew_s=renew_s, listener=listener)
@@ -191,6 +197,22 @@ class _StoresLease(Lease):
     @abstractmethod
     async def restore(self, client: StoreClient) -> None:
         """Take the change of one store back."""
+
+    async def start(self) -> None:
+        """Change the stores and keep them so.
+
+        :raises TerminalError: some store refuses.
+        """
+        told = False
+        try:
+            await self.arm()
+        except TransientError as err:
+            self.listener(Note(level="warning", message=f"{self.name} is not set on every store yet: {err}"))
+            told = True
+        except BaseException:
+            await self.stop()
+            raise
+        self._begin_to_keep(told=told)
 
     async def arm(self) -> None:
         """Change all stores, each whatever becomes of the others."""
@@ -221,8 +243,6 @@ class _StoresLease(Lease):
 class ImportModeLease(_StoresLease):
     """Import mode: stores put up with bursts of ingested files instead of stalling writes.
 
-    A store that refuses only makes the restore slower, so that is told and no more.
-
     :param interval_s: seconds between requests; TiKV leaves the mode 600 s after the last one.
     """
 
@@ -230,17 +250,6 @@ class ImportModeLease(_StoresLease):
 
     def __init__(self, cluster: Cluster, *, interval_s: float, listener: Listener = ignore) -> None:
         super().__init__(cluster, renew_s=interval_s, listener=listener)
-
-    async def start(self) -> None:
-        """Switch, and keep switching."""
-        try:
-            await self.arm()
-        except TikvBrError as err:
-            self.listener(Note(level="warning", message=f"could not switch every store to import mode: {err}"))
-        except BaseException:
-            await self.stop()
-            raise
-        self._task = asyncio.create_task(self._keep())
 
     async def change(self, client: StoreClient) -> None:
         """Switch one store to import mode."""
@@ -260,19 +269,9 @@ class SpeedLimitLease(_StoresLease):
     name = "the download speed limit"
 
     def __init__(self, cluster: Cluster, *, bytes_per_s: int, listener: Listener = ignore) -> None:
-        # Renewed for stores that come up meanwhile.
+        # Renewed for stores that restart meanwhile: they forget it.
         super().__init__(cluster, renew_s=SPEED_LIMIT_RENEW_S if bytes_per_s else 0, listener=listener)
         self.bytes_per_s = bytes_per_s
-
-    async def start(self) -> None:
-        """Set the limit; having none to set is no reason to fail."""
-        if self.bytes_per_s:
-            await super().start()
-            return
-        try:
-            await self.arm()
-        except TikvBrError as err:
-            self.listener(Note(level="warning", message=f"could not take away {self.name}: {err}"))
 
     async def change(self, client: StoreClient) -> None:
         """Limit one store."""
