@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
+    AuthenticationError,
     StoreUnavailableError,
     TikvBrError,
     UnsupportedError,
@@ -22,7 +23,7 @@ from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.pd import PDClient
 from airflow_provider_tikvbr.tikv.pd_http import PDHttp
 from airflow_provider_tikvbr.tikv.regions import RegionCache
-from airflow_provider_tikvbr.tikv.security import diagnose
+from airflow_provider_tikvbr.tikv.security import Greeting, diagnose
 from airflow_provider_tikvbr.tikv.status import status_address, store_api_version
 from airflow_provider_tikvbr.tikv.store import StoreClient
 from airflow_provider_tikvbr.tikv.versions import check_stores, parse_version
@@ -234,11 +235,15 @@ async def _ask(store: Store, options: ClusterOptions) -> ApiVersion | StoreUnava
     timeout_s = min(5.0, options.connect_timeout_s)
     try:
         return await store_api_version(store, options.tls, timeout_s=timeout_s)
-    except StoreUnavailableError as err:
-        # httpx hides what a plain connection to a TLS port looks like.
-        reason = await diagnose(status_address(store), options.tls, timeout_s=min(2.0, timeout_s))
+    except (StoreUnavailableError, AuthenticationError) as err:
+        # HTTP errors do not tell a closed port from one that speaks TLS where we do not.
+        reason = await diagnose(
+            status_address(store), options.tls, timeout_s=min(2.0, timeout_s), greeting=Greeting.HTTP
+        )
         if reason is not None:
             raise reason from err
+        if isinstance(err, AuthenticationError):
+            raise
         return err
 
 

@@ -8,21 +8,29 @@ for another name; does it want one of ours?
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import socket
 import ssl
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from airflow_provider_tikvbr.exceptions import AuthenticationError
 from airflow_provider_tikvbr.tikv.options import TlsOptions
 
-# The start of every HTTP/2 connection: the preface and an empty SETTINGS frame. gRPC servers answer with SETTINGS.
-HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 TLS_RECORD_TYPES: Final = (0x15, 0x16)  # alert, handshake
 CERTIFICATE_WANTED: Final = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE", "UNKNOWN_CA")
+
+
+class Greeting(enum.Enum):
+    """What to say to a server so that it answers: the protocol's name in TLS, and its first bytes."""
+
+    # The preface of HTTP/2 and an empty SETTINGS frame (RFC 9113, section 3.4).
+    GRPC = ("h2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
+    HTTP = ("http/1.1", b"GET /config HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
 
 def ssl_context(tls: TlsOptions) -> ssl.SSLContext:
@@ -42,84 +50,106 @@ def ssl_context(tls: TlsOptions) -> ssl.SSLContext:
     return context
 
 
-async def diagnose(address: str, tls: TlsOptions | None, *, timeout_s: float) -> AuthenticationError | None:
+async def diagnose(
+    address: str, tls: TlsOptions | None, *, timeout_s: float, greeting: Greeting = Greeting.GRPC
+) -> AuthenticationError | None:
     """Find out whether TLS is what keeps us from a server.
 
     :param address: ``host:port`` of the server.
     :param tls: the certificates we use; None means we speak plainly.
     :param timeout_s: how long each look may take, in seconds.
+    :param greeting: what the server speaks inside TLS.
     :return: an error that says what is wrong; None if it is not TLS, or if that cannot be told.
     """
-    message = await asyncio.to_thread(_diagnose, address, tls, timeout_s)
-    return AuthenticationError(message, address=address) if message else None
-
-
-def _diagnose(address: str, tls: TlsOptions | None, timeout_s: float) -> str | None:
     host, _, port = address.rpartition(":")
-    target = (host.strip("[]"), int(port))
-    try:
-        if tls is None:
-            if _speaks_tls(target, timeout_s):
-                return f"{address} speaks TLS only: give the CA (and certificate and key, if it wants them)"
+    probe = _Probe((host.strip("[]"), int(port)), timeout_s, greeting)
+    message = await asyncio.to_thread(probe.failure, tls)
+    return AuthenticationError(f"{address} {message}", address=address) if message else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Looks at one server with blocking sockets; to be used in a thread."""
+
+    target: tuple[str, int]
+    timeout_s: float
+    greeting: Greeting
+
+    def failure(self, tls: TlsOptions | None) -> str | None:
+        return self._plain_failure() if tls is None else self._tls_failure(tls)
+
+    def _plain_failure(self) -> str | None:
+        try:
+            speaks_tls = self._speaks_tls()
+        except OSError:
             return None
-        return _tls_failure(address, target, tls, timeout_s)
-    except OSError:
+        return "speaks TLS only: give the CA (and certificate and key, if it wants them)" if speaks_tls else None
+
+    def _tls_failure(self, tls: TlsOptions) -> str | None:
+        context = ssl_context(tls)
+        context.set_alpn_protocols([self.greeting.value[0]])
+        try:
+            with self._connect() as plain, context.wrap_socket(plain, server_hostname=self.target[0]) as secure:
+                return self._certificate_failure(secure, tls)
+        except ssl.SSLCertVerificationError as err:
+            reason = err.verify_message.rstrip(".")
+            return f"shows a certificate that the given CA and its name do not vouch for: {reason}"
+        except ssl.SSLError as err:
+            if _is_about_our_certificate(err):
+                return _certificate_wanted(tls)
+        except OSError:
+            pass
+        if self._speaks_plainly():
+            return "does not speak TLS: drop the certificates, or switch TLS on in the cluster"
         return None
 
+    def _certificate_failure(self, secure: ssl.SSLSocket, tls: TlsOptions) -> str | None:
+        """In TLS 1.3 a server refuses our certificate only after the handshake: by an alert, or without a word."""
+        try:
+            secure.sendall(self.greeting.value[1])
+            answered = bool(secure.recv(1))
+        except ssl.SSLError as err:
+            return _certificate_wanted(tls) if _is_about_our_certificate(err) else None
+        except TimeoutError:
+            return None
+        except OSError:
+            answered = False
+        return None if answered else _certificate_wanted(tls)
 
-def _speaks_tls(target: tuple[str, int], timeout_s: float) -> bool:
-    """Whether a server that is spoken to plainly answers with a TLS record, or completes a handshake."""
-    with socket.create_connection(target, timeout_s) as plain:
-        plain.sendall(HTTP2_HELLO)
-        with suppress(OSError):
+    def _speaks_tls(self) -> bool:
+        with self._connect() as plain, suppress(OSError):
+            plain.sendall(self.greeting.value[1])
             answer = plain.recv(1)
             if answer:
                 return answer[0] in TLS_RECORD_TYPES
-    # Closed without a word, or silent: try a handshake that accepts any certificate.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with socket.create_connection(target, timeout_s) as plain, context.wrap_socket(plain):
-            return True
-    except ssl.SSLError as err:
-        return any(reason in str(err) for reason in CERTIFICATE_WANTED)
+        # Closed without a word, or silent: try a handshake that accepts any certificate.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            with self._connect() as plain, context.wrap_socket(plain):
+                return True
+        except ssl.SSLError as err:
+            return _is_about_our_certificate(err)
+
+    def _speaks_plainly(self) -> bool:
+        try:
+            with self._connect() as plain:
+                plain.sendall(self.greeting.value[1])
+                answer = plain.recv(1)
+        except OSError:
+            return False
+        return bool(answer) and answer[0] not in TLS_RECORD_TYPES
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(self.target, self.timeout_s)
 
 
-def _tls_failure(address: str, target: tuple[str, int], tls: TlsOptions, timeout_s: float) -> str | None:
-    context = ssl_context(tls)
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection(target, timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=target[0]) as secure,
-        ):
-            # In TLS 1.3 a server refuses our certificate only after the handshake, with its first answer.
-            secure.sendall(HTTP2_HELLO)
-            secure.recv(1)
-            return None
-    except ssl.SSLCertVerificationError as err:
-        reason = err.verify_message.rstrip(".")
-        return f"{address} shows a certificate that the given CA and its name do not vouch for: {reason}"
-    except ssl.SSLError as err:
-        if any(reason in str(err) for reason in CERTIFICATE_WANTED):
-            if tls.cert is None:
-                return f"{address} wants a client certificate: give cert and key besides ca"
-            return f"{address} refuses our client certificate: {err.reason or err}"
-        if not _speaks_plainly(target, timeout_s):
-            return None
-    except (ConnectionError, TimeoutError):
-        if not _speaks_plainly(target, timeout_s):
-            return None
-    return f"{address} does not speak TLS: drop the certificates, or switch TLS on in the cluster"
+def _is_about_our_certificate(err: ssl.SSLError) -> bool:
+    return any(reason in str(err) for reason in CERTIFICATE_WANTED)
 
 
-def _speaks_plainly(target: tuple[str, int], timeout_s: float) -> bool:
-    """Whether a server answers a plain HTTP/2 greeting with anything but a TLS record."""
-    try:
-        with socket.create_connection(target, timeout_s) as plain:
-            plain.sendall(HTTP2_HELLO)
-            answer = plain.recv(1)
-    except OSError:
-        return False
-    return bool(answer) and answer[0] not in TLS_RECORD_TYPES
+def _certificate_wanted(tls: TlsOptions) -> str:
+    if tls.cert is None:
+        return "wants a client certificate: give cert and key besides ca"
+    return "refuses our client certificate: give one that its CA has signed"
