@@ -89,7 +89,7 @@ class TikvService:
     async def raw_batch_get(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawBatchGetResponse:
         """The values of some keys; missing ones are left out."""
         response = kvrpcpb_pb2.RawBatchGetResponse()
-        with _answer(response, response.pairs):
+        with _answer(response, "pairs"):
             checks.check_api_version(self._api, request.context, "raw_batch_get")
             checks.check_key_mode(self._api, request.keys, "raw_batch_get")
             region = self._checks.region(request.context)
@@ -104,7 +104,7 @@ class TikvService:
     async def raw_scan(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawScanResponse:
         """Pairs in order, from the start key on, up to the end key or the region's end."""
         response = kvrpcpb_pb2.RawScanResponse()
-        with _answer(response, response.kvs):
+        with _answer(response, "kvs"):
             ranges = [(request.start_key, request.end_key)]
             await self._scan(request, ranges, request.limit, "raw_scan", response.kvs)
         return response
@@ -112,7 +112,7 @@ class TikvService:
     async def raw_batch_scan(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawBatchScanResponse:
         """Like a scan, for some ranges."""
         response = kvrpcpb_pb2.RawBatchScanResponse()
-        with _answer(response, response.kvs):
+        with _answer(response, "kvs"):
             ranges = [(r.start_key, r.end_key) for r in request.ranges]
             await self._scan(request, ranges, request.each_limit, "raw_batch_scan", response.kvs)
         return response
@@ -357,11 +357,11 @@ def _complete(ranges: Sequence[tuple[bytes, bytes]], *, reverse: bool) -> list[t
 
 
 @contextlib.contextmanager
-def _answer(response: Any, pairs: Any = None) -> Iterator[None]:
+def _answer(response: Any, pairs: str = "") -> Iterator[None]:
     """Turn a refusal inside the block into the fields of the response that tell it.
 
     :param response: what will be answered.
-    :param pairs: its repeated pairs, if errors are told there and not in a field ``error``.
+    :param pairs: name of its repeated pairs, if errors are told there and not in a field ``error``.
     """
     try:
         yield
@@ -370,7 +370,7 @@ def _answer(response: Any, pairs: Any = None) -> Iterator[None]:
         response.region_error.CopyFrom(refused.error)
     except RequestRefusedError as refused:
         response.Clear()
-        if pairs is None:
-            response.error = refused.text
+        if pairs:
+            getattr(response, pairs).add().error.abort = refused.abort
         else:
-            pairs.add().error.abort = refused.abort
+            response.error = refused.text
