@@ -84,10 +84,11 @@ class Cipher:
                 f"{wanted.option} takes a key or a key file, and exactly one of them", parameter="crypter_key"
             )
         parameter = "crypter_key" if key_hex else "crypter_key_file"
+        text = key_hex or _read(key_file or "")
         try:
-            # The text is kept out of the message and of the chain: it is the secret.
-            raw = bytes.fromhex((key_hex or _read(key_file or "")).strip())
+            raw = bytes.fromhex(text.strip())
         except ValueError:
+            # Not chained: the text is the secret.
             raise InvalidOptionError("the key is not made of hex digits", parameter=parameter) from None
         if len(raw) != wanted.key_length:
             raise InvalidOptionError(
@@ -140,7 +141,7 @@ def new_iv() -> bytes:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="ascii")
+        return Path(path).read_text(encoding="latin-1")
     except OSError as error:
         raise InvalidOptionError(
             f"cannot read the key file {path}: {error.strerror}", parameter="crypter_key_file"
