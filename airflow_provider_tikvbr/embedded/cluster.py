@@ -234,6 +234,14 @@ class EmbeddedCluster:
         """Spread all regions over the stores that run."""
         self.pd.operators.scatter([r.id for r in self.topology.regions])
 
+    def import_modes(self) -> dict[int, bool]:
+        """Which stores are in import mode."""
+        return {store_id: engine.import_mode.is_on for store_id, engine in self.engines.items()}
+
+    def download_limits(self) -> dict[int, int]:
+        """The download speed limit of each store, in bytes per second; 0 for none."""
+        return {store_id: engine.download_limiter.rate for store_id, engine in self.engines.items()}
+
     @property
     def data(self) -> ClusterData:
         """The pairs, from the inside."""
