@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import keyspacepb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.tikv import errors
-from airflow_provider_tikvbr.tikv.discovery import Leader, Members, find_leader
+from airflow_provider_tikvbr.tikv.discovery import PAUSE_S, Leader, Members, find_leader
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Region, Store, StoreState
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
@@ -34,6 +34,8 @@ from airflow_provider_tikvbr.tikv.retry import Backoff
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
 
+CALL_TIMEOUT_S = 10.0
+CALL_BUDGET_S = 30.0
 LOGICAL_BITS = 18
 SCATTER = b"scatter-region"
 
@@ -65,8 +67,7 @@ class PDClient:
         self._members = members
         self._leader = leader
         self._search = asyncio.Lock()
-        self._call_timeout_s = 10.0
-        self._budget_s = 30.0
+        self._budget_s = CALL_BUDGET_S
 
     @classmethod
     async def connect(cls, options: ClusterOptions) -> PDClient:
@@ -234,7 +235,7 @@ class PDClient:
             connection = self._members.connection(leader.address)
             ask = connection.exchange if method.client_streams else connection.call
             try:
-                response = await ask(method, request, timeout_s=self._call_timeout_s)
+                response = await ask(method, request, timeout_s=CALL_TIMEOUT_S)
                 break
             except PDUnavailableError as err:
                 try:
@@ -246,7 +247,7 @@ class PDClient:
                         method=method.path,
                         code=err.code,
                     ) from err
-                await self._find_leader_again(leader)
+                await self._find_leader_again(leader, timeout_s=max(backoff.remaining_s, PAUSE_S))
         # An error in the header is an answer of the right PD: who asks decides whether to try again.
         self._check_header(response.header, method, leader)  # type: ignore[attr-defined]
         return response
@@ -261,7 +262,7 @@ class PDClient:
                 method=method.path,
             )
 
-    async def _find_leader_again(self, failed: Leader) -> None:
+    async def _find_leader_again(self, failed: Leader, *, timeout_s: float) -> None:
         async with self._search:
             if self._leader is not failed:
                 # Another call has found the new leader meanwhile.
@@ -269,7 +270,10 @@ class PDClient:
             endpoints = tuple(dict.fromkeys((*self._leader.members, *self.options.pd)))
             try:
                 found = await find_leader(
-                    self._members, endpoints, timeout_s=self.options.connect_timeout_s, cluster_id=self.cluster_id
+                    self._members,
+                    endpoints,
+                    timeout_s=min(timeout_s, self.options.connect_timeout_s),
+                    cluster_id=self.cluster_id,
                 )
             except PDUnavailableError:
                 # Nobody leads yet: the caller's budget decides how often to come back here.
