@@ -107,7 +107,7 @@ def canonical(root: click.Group, args: Sequence[str]) -> list[str]:
             equals, value = ("=", value.removeprefix("=")) if value else ("", "")
         option = known.get(name)
         if option is None:
-            raise click.NoSuchOption(name, possibilities=_alike(name, known))
+            raise click.NoSuchOption(name, possibilities=sorted(known))
         into = first if name in own else flags
         if _is_boolean(option):
             if not arg.startswith("--") and equals and not arg[2:].startswith("="):
@@ -123,10 +123,3 @@ def canonical(root: click.Group, args: Sequence[str]) -> list[str]:
         else:
             into.append(_long(option))
     return [*first, *words, *flags]
-
-
-def _alike(name: str, known: dict[str, click.Option]) -> list[str]:
-    # difflib is not needed by a right command line
-    from difflib import get_close_matches
-
-    return get_close_matches(name, sorted(known), n=1)

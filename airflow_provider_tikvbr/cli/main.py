@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -87,7 +88,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         result = tikvbr.main(args=args, prog_name="tikvbr", standalone_mode=False)
     except click.NoSuchOption as err:
-        hint = f" (did you mean {err.possibilities[0]}?)" if err.possibilities else ""
+        likely = get_close_matches(err.option_name, err.possibilities or [], n=1, cutoff=0.75)
+        hint = f" (did you mean {likely[0]}?)" if likely else ""
         return _fail(f"unknown flag: {err.option_name}{hint}")
     except click.ClickException as err:
         return _fail(err.format_message())
@@ -102,15 +104,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _in_flags(err: TikvBrError) -> str:
-    """The sentence, headed by the flag that is meant, spelled as on the command line."""
-    if not isinstance(err, InvalidOptionError) or not err.parameter:
-        return err.message
-    spelling = flag_of(err.parameter)
-    if spelling not in spellings(tikvbr):
-        return err.message
-    # most sentences begin with the option as a DAG spells it
-    start = re.match(rf"{err.parameter}:?(?= )", err.message)
-    return f"{spelling}{err.message[start.end() :]}" if start else f"{spelling}: {err.message}"
+    """The sentence with every option spelled as a flag, headed by the one that is meant."""
+    known = spellings(tikvbr)
+
+    def spell(found: re.Match[str]) -> str:
+        spelling = flag_of(found[0])
+        return spelling if spelling in known else found[0]
+
+    # The engine spells options as a DAG does. One word alone may be any word, two joined by "_" are an option.
+    text = re.sub(r"(?<![\w/.-])[a-z]+(?:_[a-z]+)+(?![\w/.-])", spell, err.message)
+    spelling = flag_of(err.parameter) if isinstance(err, InvalidOptionError) and err.parameter else ""
+    if spelling not in known or text.startswith(f"{spelling} "):
+        return text
+    start = re.match(rf"{err.parameter}:?(?= )", text) if isinstance(err, InvalidOptionError) else None
+    return f"{spelling}{text[start.end() :]}" if start else f"{spelling}: {text}"
 
 
 def flag_of(parameter: str) -> str:

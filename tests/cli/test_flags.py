@@ -43,19 +43,17 @@ def test_command_lines_are_read_as_tikv_br_reads_them(typed: str, meant: str) ->
 
 
 @pytest.mark.parametrize(
-    ("typed", "flag", "likely"),
+    ("typed", "flag"),
     [
-        ("--storge /b backup raw", "--storge", ["--storage"]),
-        ("backup raw --start a -x", "-x", None),
-        ("backup raw --sto /b", "--sto", None),  # a flag is spelled out
+        ("--storge /b backup raw", "--storge"),
+        ("backup raw --start a -x", "-x"),
+        ("backup raw --sto /b", "--sto"),  # a flag is spelled out
     ],
 )
-def test_an_unknown_flag_is_refused(typed: str, flag: str, likely: list[str] | None) -> None:
+def test_an_unknown_flag_is_refused(typed: str, flag: str) -> None:
     with pytest.raises(click.NoSuchOption) as caught:
         canonical(tikvbr, typed.split())
     assert caught.value.option_name == flag
-    if likely:
-        assert caught.value.possibilities == likely
 
 
 def test_a_spelling_takes_a_value_everywhere_or_nowhere() -> None:
