@@ -163,7 +163,8 @@ def plan_splits(files: Sequence[PlannedFile], *, max_bytes: int, max_keys: int) 
             ends.append(end)
             size, pairs = planned.file.total_bytes, planned.file.total_kvs
         end = planned.keys.end
-    if end is not None:
+    # What lies after the last wanted key stays as it is: a range that ends inside a file needs no border there.
+    if end is not None and end == files[-1].file.end_key:
         ends.append(end)
     return tuple(sorted({e for e in ends if e}))
 

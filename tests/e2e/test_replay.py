@@ -13,7 +13,15 @@ import pytest
 from google.protobuf.message import Message
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
-from airflow_provider_tikvbr.proto import brpb_pb2, import_sstpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import (
+    brpb_pb2,
+    import_sstpb_pb2,
+    kvrpcpb_pb2,
+    metapb_pb2,
+    methods,
+    pdpb_pb2,
+    tikvpb_pb2,
+)
 from airflow_provider_tikvbr.rawbr.options import restore_options
 from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.storage.factory import open_storage
@@ -37,6 +45,8 @@ NOT_COMPARED = {
     "stats",
     # A timestamp's logical part may be zero.
     "timestamp.logical",
+    # Right after a split a real follower has not caught up yet.
+    "pending_peers", "pending_peers.id", "pending_peers.store_id",
 }  # fmt: skip
 DATA = {"v1": "full", "v2": "v2"}
 
@@ -52,9 +62,11 @@ def borders(recorded: list[Call], codec: Any) -> list[RegionKey]:
     for call in recorded:
         if call.method is methods.KV_SPLIT_REGION:
             break
+        asked = {k for r in call.requests if isinstance(r, brpb_pb2.BackupRequest) for k in (r.start_key, r.end_key)}
         for response in call.responses:
             if isinstance(response, brpb_pb2.BackupResponse):
-                found |= {codec.region_key(k) for k in (response.start_key, response.end_key)}
+                # A piece ends at the region's border or at the request's.
+                found |= {codec.region_key(k) for k in (response.start_key, response.end_key) if k not in asked}
             else:
                 found |= {k for r in messages(response, metapb_pb2.Region) for k in (r.start_key, r.end_key)}
     return sorted(RegionKey(k) for k in found if k)
@@ -86,6 +98,11 @@ def meaning(responses: list[Message]) -> Any:
         return [(r.start_key, r.end_key) for r in first.region_metas]
     if isinstance(first, pdpb_pb2.GetRegionResponse):
         return first.region.start_key, first.region.end_key
+    if isinstance(first, pdpb_pb2.GetOperatorResponse):
+        # No operator, and one that has ended, both say that the scatter is done.
+        return bool(first.header.error.type) or first.status != pdpb_pb2.RUNNING
+    if isinstance(first, tikvpb_pb2.BatchCommandsResponse):
+        return [one.RawScan.kvs[:] for r in responses for one in getattr(r, "responses", ())]
     if isinstance(first, pdpb_pb2.GetAllStoresResponse):
         return [(s.state, s.node_state) for s in first.stores]
     return None
@@ -111,11 +128,12 @@ async def test_answers_as_recorded(name: str, tmp_path: Path) -> None:
     async with embedded:
         for key in borders(recorded, embedded.topology.codec):
             embedded.topology.split(embedded.topology.region_of(key).id, [key])
+        replay = Replay(embedded, recorded, paths)
+        replay.lead_as_recorded()
         if name.startswith("backup"):
             async with await Cluster.connect(ClusterOptions(pd=(embedded.pd_address,))) as cluster:
                 source = open_storage(f"local://{ROOT / 'backups' / DATA[version.name.lower()]}")
                 await restore(cluster, source, restore_options())
-        replay = Replay(embedded, recorded, paths)
         backups: dict[bool, list[Message]] = {True: [], False: []}
         for call in recorded:
             answered, code = await replay.send(call)
@@ -128,8 +146,12 @@ async def test_answers_as_recorded(name: str, tmp_path: Path) -> None:
                 backups[True] += call.responses
                 backups[False] += answered
                 continue
-            assert len(answered) == len(call.responses), where
-            assert shapes(answered) == shapes(list(call.responses)), where
+            if (
+                call.method is not methods.KV_BATCH_COMMANDS
+            ):  # a store puts as many answers into one message as it likes
+                assert len(answered) == len(call.responses), where
+            if call.method not in (methods.PD_GET_OPERATOR, methods.KV_BATCH_COMMANDS):
+                assert shapes(answered) == shapes(list(call.responses)), where
             if call.method is methods.IMPORT_DOWNLOAD and not call.responses[0].ByteSize():
                 continue
             assert meaning(answered) == meaning(list(call.responses)), where

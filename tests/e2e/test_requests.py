@@ -23,8 +23,10 @@ from tests.e2e.test_replay import api_version, borders
 from tests.support.recordings import ROOT, Call, calls
 from tests.support.replay import messages
 
-# tikv-br stands ten FF bytes in for "no end", and so loses the keys from there on; ours leaves the end open.
+# tikv-br stands ten FF bytes in for "no end", and so loses the keys from there on; ours leaves the end open. What a store
+# then tells of the last file differs as well: its last key is one that tikv-br leaves out.
 TIKV_BR_OPEN_END = b"\xff" * 10
+LAST_KEYS = b"\xff" * 9
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "backup_v1_full_checksum": ("full", {"checksum": True, "ratelimit": 128}),
@@ -88,6 +90,8 @@ def neutral(request: Message) -> Message:
         sst.region_id = 0
         if sst.range.end == TIKV_BR_OPEN_END:
             sst.range.end = b""
+        elif sst.range.end.startswith(LAST_KEYS):
+            sst.range.end = LAST_KEYS
     if isinstance(copy, brpb_pb2.BackupRequest):
         copy.cluster_id = 1
     return copy

@@ -153,6 +153,11 @@ def test_the_last_region_ends_where_the_files_end() -> None:
     assert plan_splits([], max_bytes=1, max_keys=1) == ()
 
 
+def test_a_range_that_ends_inside_a_file_gets_no_border_there() -> None:
+    cut = PlannedFile(file=file(b"b", b"d"), keys=KeyRange(ApiKey(b"b"), ApiKey(b"c")), whole=False)
+    assert plan_splits([*planned(file(b"a", b"b")), cut], max_bytes=1, max_keys=1) == (b"b",)
+
+
 def test_a_file_without_data_gets_no_region_of_its_own() -> None:
     files = planned(file(b"a", b"b"), file(b"b", b"c", size=0, kvs=0), file(b"c", b"d"))
     assert plan_splits(files, max_bytes=100, max_keys=10) == (b"c", b"d")
@@ -160,11 +165,7 @@ def test_a_file_without_data_gets_no_region_of_its_own() -> None:
 
 def test_plans_the_splits_of_very_many_files() -> None:
     # Comparing each file with each other would take hours.
-    entry = file(b"a", b"b")
-    files = [
-        PlannedFile(file=entry, keys=KeyRange(ApiKey(b"%07d" % i), ApiKey(b"%07d" % (i + 1))), whole=True)
-        for i in range(200_000)
-    ]
+    files = planned(*(file(b"%07d" % i, b"%07d" % (i + 1)) for i in range(200_000)))
     assert len(plan_splits(files, max_bytes=1000, max_keys=1000)) == 20_000
 
 

@@ -102,8 +102,21 @@ def http(name: str) -> Iterator[Http]:
         if row["http"] == "req":
             asked = (first[0], first[1], body)
         elif asked is not None:
-            yield Http(*asked, status=int(first[1]), answer=body)
+            answer = _unchunk(body) if "Transfer-Encoding: chunked" in head else body
+            yield Http(*asked, status=int(first[1]), answer=answer)
             asked = None
+
+
+def _unchunk(body: str) -> str:
+    """Join the chunks of an HTTP body; sizes count bytes, and the recorded texts are ASCII."""
+    found = ""
+    while body:
+        size, _, rest = body.partition("\r\n")
+        length = int(size, 16)
+        found, body = found + rest[:length], rest[length:].removeprefix("\r\n")
+        if not length:
+            break
+    return found
 
 
 def shape(message: Message, prefix: str = "") -> set[str]:

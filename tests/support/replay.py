@@ -43,6 +43,7 @@ class Replay:
         self.paths = paths
         self.starts: dict[int, RegionKey] = {}
         self.starts_by_epoch: dict[tuple[int, int], RegionKey] = {}
+        self.leaders: dict[RegionKey, int] = {}
         self.ports = self._ports(calls)
         stores = sorted({s.id for c in calls for r in c.responses for s in messages(r, metapb_pb2.Store)})
         self.stores = dict(zip(stores, sorted(self.topology.stores), strict=True))
@@ -60,6 +61,10 @@ class Replay:
         return found
 
     def _learn(self, message: Message, *, keep: bool = False) -> None:
+        for found in messages(message, pdpb_pb2.Region):
+            self.leaders.setdefault(RegionKey(found.region.start_key), found.leader.store_id)
+        if isinstance(message, pdpb_pb2.GetRegionResponse):
+            self.leaders.setdefault(RegionKey(message.region.start_key), message.leader.store_id)
         for region in messages(message, metapb_pb2.Region):
             start = RegionKey(region.start_key)
             self.starts_by_epoch[region.id, region.region_epoch.version] = start
@@ -72,6 +77,11 @@ class Replay:
         """Take in what the recorded responses of a call tell about regions."""
         for response in call.responses:
             self._learn(response)
+
+    def lead_as_recorded(self) -> None:
+        """Make each region's leader the store that the recording tells of."""
+        for start, store_id in self.leaders.items():
+            self.topology.transfer_leader(self.topology.region_of(start).id, self.stores[store_id])
 
     def region(self, region_id: int, version: int | None = None) -> RegionState:
         """The region here that a recorded region is."""
@@ -121,16 +131,15 @@ class Replay:
         """Where the request goes: PD, the leader of the region it addresses, or the recorded store's counterpart."""
         if call.server.startswith("pd@"):
             return self.embedded.pd_address
-        store_id = self.stores[self.ports[call.server]]
         context = getattr(request, "context", None)
         if context is not None and context.region_id:
-            store_id = context.peer.store_id
-        return self.topology.stores[store_id].address
+            return self.topology.stores[context.peer.store_id].address
+        return self.topology.stores[self.stores[self.ports[call.server]]].address
 
     async def send(self, call: Call) -> tuple[list[Message], str]:
         """Send one call's requests; the responses and the status name.
 
-        A stream that the recorded client kept open is ended after as many responses as were recorded.
+        A stream that the recorded client kept open is ended here once all is asked.
         """
         requests = [self.translate(call, r) for r in call.requests]
         method = call.method
@@ -139,11 +148,10 @@ class Replay:
             try:
                 if method.client_streams:
                     stream = channel.stream_stream(method.path, *codec)()
-                    found: list[Message] = []
                     for request in requests:
                         await stream.write(request)
-                        found.append(await stream.read())
-                    stream.cancel()
+                    await stream.done_writing()
+                    found: list[Message] = [r async for r in stream]
                     return found, ""
                 if method.server_streams:
                     return [r async for r in channel.unary_stream(method.path, *codec)(requests[0])], "OK"
