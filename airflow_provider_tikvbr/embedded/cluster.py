@@ -34,7 +34,8 @@ class EmbeddedCluster:
     :param api_version: how the cluster encodes raw pairs.
     :param stores: number of stores.
     :param replicas: number of peers of each region.
-    :param pd_port: PD's port; 0 for any.
+    :param pd_port: port of the first PD member; 0 for any.
+    :param pd_members: number of PD members; the first one leads at the start.
     :param store_port: gRPC port of the first store, the others follow; 0 for any.
     :param host: where to listen, and what PD tells clients.
     :param tls: TLS of every port, or None.
@@ -53,6 +54,7 @@ class EmbeddedCluster:
         stores: int = 3,
         replicas: int = 1,
         pd_port: int = 0,
+        pd_members: int = 1,
         store_port: int = 0,
         host: str = "127.0.0.1",
         tls: ServerTls | None = None,
@@ -68,6 +70,7 @@ class EmbeddedCluster:
         self._stores = stores
         self._replicas = replicas
         self._pd_port = pd_port
+        self._pd_members = pd_members
         self._store_port = store_port
         self._host = host
         self._tls = tls
@@ -77,7 +80,7 @@ class EmbeddedCluster:
         self._clock = clock
         self._state: ClusterState | None = None
         self._pd: PlacementDriver | None = None
-        self._pd_node: PdNode | None = None
+        self._pd_nodes: dict[str, PdNode] = {}
         self._nodes: dict[int, StoreNode] = {}
         self._sockets: Path | None = None
         self._deaths: set[asyncio.Task[None]] = set()
@@ -110,6 +113,10 @@ class EmbeddedCluster:
             clock=self._clock,
         )
         topology.on_death.append(self._bury)
+        members = tuple(
+            PdMember(name=f"pd-{at}", member_id=(topology.cluster_id >> 1) + at, version=self._version)
+            for at in range(self._pd_members)
+        )
         self._pd = PlacementDriver(
             topology=topology,
             safe_points=SafePoints(
@@ -118,7 +125,8 @@ class EmbeddedCluster:
             schedulers=Schedulers(clock=self._clock),
             config=ScheduleConfig(state=state, clock=self._clock),
             operators=Operators(topology=topology, clock=self._clock),
-            member=PdMember(name="pd-embedded", member_id=topology.cluster_id >> 1, version=self._version),
+            members=members,
+            leader=members[0],
         )
         for store_id in topology.stores:
             self.engines[store_id] = await asyncio.to_thread(
@@ -127,18 +135,15 @@ class EmbeddedCluster:
         for at, store in enumerate(topology.stores.values()):
             if not store.death:
                 await self._start_node(store, self._store_port + at if self._store_port else 0)
-        self._sockets = Path(tempfile.mkdtemp(prefix="tikvbr-"))
-        self._pd_node = PdNode(pd=self._pd, failpoints=self.failpoints, tls=self._tls, sockets=self._sockets)
-        self._pd_port = await self._pd_node.start(self._host, self._pd_port)
-        self._pd.member.client_url = f"{'https' if self._tls else 'http'}://{self.pd_address}"
+        for at, member in enumerate(members):
+            await self._start_pd(member, 0 if at else self._pd_port)
 
     async def stop(self) -> None:
         """Stop every server and close the data directory; a cluster that does not run is left as it is."""
-        if self._pd_node is not None:
-            await self._pd_node.stop()
+        await asyncio.gather(*(node.stop() for node in self._pd_nodes.values()))
         await asyncio.gather(*(node.stop() for node in self._nodes.values()), *self._deaths)
         self._nodes.clear()
-        self._pd_node = None
+        self._pd_nodes.clear()
         await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in self.engines.values()))
         self.engines.clear()
         if self._state is not None:
@@ -176,8 +181,41 @@ class EmbeddedCluster:
 
     @property
     def pd_address(self) -> str:
-        """PD's ``host:port``."""
-        return f"{self._host}:{self._pd_port}"
+        """``host:port`` of the first PD member."""
+        return self.pd_addresses[0]
+
+    @property
+    def pd_addresses(self) -> tuple[str, ...]:
+        """``host:port`` of every PD member."""
+        return tuple(member.client_url.partition("://")[2] for member in self.pd.members)
+
+    # --- PD members that come and go ---
+
+    def lead_pd(self, member: int) -> None:
+        """Make another member of PD the leader, by its place."""
+        self.pd.leader = self.pd.members[member]
+
+    async def stop_pd(self, member: int) -> None:
+        """Take a member of PD down, by its place; if it led, the next one that runs leads on.
+
+        :raises KeyError: it is not running.
+        """
+        stopped = self.pd.members[member]
+        await self._pd_nodes.pop(stopped.name).stop()
+        if self.pd.leader is stopped:
+            self.pd.leader = next((m for m in self.pd.members if m.name in self._pd_nodes), stopped)
+
+    async def start_pd(self, member: int) -> None:
+        """Bring a member of PD back, at the address it had."""
+        back = self.pd.members[member]
+        await self._start_pd(back, int(back.client_url.rpartition(":")[2]))
+
+    async def _start_pd(self, member: PdMember, port: int) -> None:
+        if self._sockets is None:
+            self._sockets = Path(tempfile.mkdtemp(prefix="tikvbr-"))
+        node = PdNode(pd=self.pd, member=member, failpoints=self.failpoints, tls=self._tls, sockets=self._sockets)
+        self._pd_nodes[member.name] = node
+        await node.start(self._host, port)
 
     # --- stores that come and go ---
 
@@ -187,6 +225,7 @@ class EmbeddedCluster:
         :raises KeyError: it is not running.
         """
         await self._nodes.pop(store_id).stop()
+        self.topology.set_running(store_id, False)
 
     async def start_store(self, store_id: int) -> None:
         """Bring a store back, at the address it had.

@@ -14,7 +14,7 @@ from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.failpoints import Failpoints
 from airflow_provider_tikvbr.embedded.mux import Mux
 from airflow_provider_tikvbr.embedded.pd_http import PdHttp
-from airflow_provider_tikvbr.embedded.pd_service import PdService, PlacementDriver
+from airflow_provider_tikvbr.embedded.pd_service import PdMember, PdService, PlacementDriver
 from airflow_provider_tikvbr.embedded.serving import GrpcServer, ServerTls
 from airflow_provider_tikvbr.embedded.status import StatusServer
 from airflow_provider_tikvbr.embedded.store import store_handlers
@@ -39,25 +39,34 @@ def ssl_context(tls: ServerTls) -> ssl.SSLContext:
 
 
 class PdNode:
-    """PD's servers: gRPC behind a Unix socket, HTTP in this process, and the port in front of both.
+    """The servers of one member of PD: gRPC behind a Unix socket, HTTP in this process, one port in front of both.
 
     :param pd: what PD knows.
+    :param member: the member; it learns its address when it starts.
     :param failpoints: the faults that tests inject.
     :param tls: TLS of the port, or None.
     :param sockets: a private directory for the Unix socket.
     """
 
-    def __init__(self, *, pd: PlacementDriver, failpoints: Failpoints, tls: ServerTls | None, sockets: Path) -> None:
-        self._grpc_path = str(sockets / "pd.sock")
-        self._grpc = GrpcServer(handlers=PdService(pd).handlers(), failpoints=failpoints)
+    def __init__(
+        self,
+        *,
+        pd: PlacementDriver,
+        member: PdMember,
+        failpoints: Failpoints,
+        tls: ServerTls | None,
+        sockets: Path,
+    ) -> None:
+        self._member = member
+        self._grpc_path = str(sockets / f"{member.name}.sock")
+        self._grpc = GrpcServer(handlers=PdService(pd, member).handlers(), failpoints=failpoints)
         self._runner = web.AppRunner(PdHttp(pd).app(), shutdown_timeout=0.1, access_log=None)
         self._context = None if tls is None else ssl_context(tls)
         self._mux: Mux | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int) -> None:
         """Serve.
 
-        :return: the port.
         :raises OSError: the port is taken.
         """
         await self._grpc.start(f"unix:{self._grpc_path}")
@@ -66,7 +75,8 @@ class PdNode:
         if server is None:
             raise RuntimeError("the HTTP runner has no server after its setup")
         self._mux = Mux(grpc_path=self._grpc_path, http_factory=server, tls=self._context)
-        return await self._mux.start(host, port)
+        port = await self._mux.start(host, port)
+        self._member.client_url = f"{'http' if self._context is None else 'https'}://{host}:{port}"
 
     async def stop(self) -> None:
         """Close the port first, then what is behind it."""
@@ -115,6 +125,5 @@ class StoreNode:
         self._topology.set_running(self._store.id, True)
 
     async def stop(self) -> None:
-        """Stop both servers; the store's regions elect other leaders where they can."""
+        """Stop both servers."""
         await asyncio.gather(self._grpc.stop(), self._status.stop())
-        self._topology.set_running(self._store.id, False)

@@ -21,7 +21,7 @@ EMPTY_REGION_MIB = 1
 
 
 class PdHttp:
-    """PD's HTTP half.
+    """The HTTP half of any member of PD: a follower passes requests on to the leader, so all answer alike.
 
     :param pd: what it tells.
     """
@@ -60,9 +60,10 @@ class PdHttp:
         return _answer(self._topology.version)
 
     async def _members(self, _request: web.Request) -> web.Response:
-        member = _member(self._pd.member)
         header = {"cluster_id": self._topology.cluster_id}
-        return _answer({"header": header, "members": [member], "leader": member, "etcd_leader": member})
+        members = [_member(m) for m in self._pd.members]
+        leader = _member(self._pd.leader)
+        return _answer({"header": header, "members": members, "leader": leader, "etcd_leader": leader})
 
     # --- stores and regions ---
 

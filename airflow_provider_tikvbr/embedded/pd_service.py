@@ -22,21 +22,9 @@ CAPACITY = 10 << 30
 DEFAULT_KEYSPACE = "DEFAULT"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementDriver:
-    """Everything that PD knows; the gRPC and the HTTP half serve the same one."""
-
-    topology: Topology
-    safe_points: SafePoints
-    schedulers: Schedulers
-    config: ScheduleConfig
-    operators: Operators
-    member: PdMember
-
-
 @dataclass(slots=True, kw_only=True)
 class PdMember:
-    """The one member of PD.
+    """One member of PD.
 
     :param client_url: where clients reach it, such as ``http://127.0.0.1:2379``; known once it listens.
     """
@@ -57,14 +45,33 @@ class PdMember:
         )
 
 
-class PdService:
-    """PD's gRPC half.
+@dataclass(slots=True, kw_only=True)
+class PlacementDriver:
+    """Everything that PD knows; the gRPC and the HTTP half of every member serve the same one.
 
-    :param pd: what it tells.
+    :param members: all members.
+    :param leader: the member that answers; the others only tell who leads.
     """
 
-    def __init__(self, pd: PlacementDriver) -> None:
+    topology: Topology
+    safe_points: SafePoints
+    schedulers: Schedulers
+    config: ScheduleConfig
+    operators: Operators
+    members: tuple[PdMember, ...]
+    leader: PdMember
+
+
+class PdService:
+    """The gRPC half of one member of PD.
+
+    :param pd: what it tells.
+    :param member: the member.
+    """
+
+    def __init__(self, pd: PlacementDriver, member: PdMember) -> None:
         self._pd = pd
+        self._member = member
         self._topology = pd.topology
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -101,6 +108,8 @@ class PdService:
         return behaviour
 
     async def _check_cluster(self, request: Any, context: grpc.aio.ServicerContext) -> None:
+        if self._member is not self._pd.leader:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not leader")
         need, got = self._topology.cluster_id, request.header.cluster_id
         if need != got:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"mismatch cluster id, need {need} but got {got}")
@@ -114,8 +123,13 @@ class PdService:
     # --- members and time ---
 
     async def _get_members(self, _request: pdpb_pb2.GetMembersRequest, _context: Any) -> pdpb_pb2.GetMembersResponse:
-        member = self._pd.member.message()
-        return pdpb_pb2.GetMembersResponse(header=self._header(), members=[member], leader=member, etcd_leader=member)
+        leader = self._pd.leader.message()
+        return pdpb_pb2.GetMembersResponse(
+            header=self._header(),
+            members=[m.message() for m in self._pd.members],
+            leader=leader,
+            etcd_leader=leader,
+        )
 
     async def _get_cluster_info(
         self, _request: pdpb_pb2.GetClusterInfoRequest, _context: Any

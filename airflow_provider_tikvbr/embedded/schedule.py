@@ -104,7 +104,7 @@ class Schedulers:
 class ScheduleConfig:
     """The schedule settings, and the values that stand in for them for a while.
 
-    :param state: where lasting changes are kept; values for a while end with PD's memory of them.
+    :param state: where all of them are kept, the values for a while too.
     :param clock: seconds since the epoch.
     """
 
@@ -112,7 +112,9 @@ class ScheduleConfig:
         self._state = state
         self._clock = clock
         self._values: dict[str, Any] = {**DEFAULTS, **state.read("schedule")}
-        self._ttl: dict[str, tuple[Any, float]] = {}
+        self._ttl: dict[str, tuple[Any, float]] = {
+            name: (value, until) for name, (value, until) in state.read("schedule_ttl").items()
+        }
 
     def values(self) -> dict[str, Any]:
         """The lasting settings: values for a while do not show here, as in PD."""
@@ -153,5 +155,7 @@ class ScheduleConfig:
         for name, value in values.items():
             if ttl_s <= 0:
                 self._ttl.pop(name, None)
+                self._state.remove("schedule_ttl", name)
             else:
                 self._ttl[name] = (value, until)
+                self._state.write("schedule_ttl", [(name, self._ttl[name])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
@@ -28,7 +29,7 @@ class ThreadedCluster:
     def __init__(self, **options: Any) -> None:
         self.cluster = EmbeddedCluster(**options)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -37,17 +38,17 @@ class ThreadedCluster:
         :raises Exception: whatever keeps the cluster from starting.
         """
         ready: Future[None] = Future()
+        self._loop, self._stop = None, asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="embedded-cluster")
         self._thread.start()
         try:
             ready.result()
         except BaseException:
-            self._thread.join()
+            self.stop()
             raise
 
     async def _main(self, ready: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
         try:
             await self.cluster.start()
         except BaseException as err:  # the caller of start() gets it, whatever it is
@@ -59,10 +60,16 @@ class ThreadedCluster:
 
     def stop(self) -> None:
         """Stop the cluster and its thread."""
-        if self._thread is not None and self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return
+        if self._loop is None:
+            self._stop.set()
+        else:
+            # A cluster that could not start has closed its loop already.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._thread = None
 
     def __enter__(self) -> ThreadedCluster:
         self.start()

@@ -4,6 +4,8 @@ import asyncio
 import socket
 from pathlib import Path
 
+import grpc
+import httpx
 import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
@@ -79,6 +81,16 @@ async def test_a_restart_gives_the_same_cluster(tmp_path: Path, api_version: Api
         assert second.topology.tso() > last
         await second.put([(UserKey(b"k0000"), b"new")])  # in V2 a later timestamp must win
         assert (await second.pairs())[0].value == b"new"
+
+
+async def test_a_restart_keeps_the_leaders_where_they_were(tmp_path: Path) -> None:
+    options = {"stores": 3, "replicas": 3}
+    keys = [UserKey(b"%02d" % i) for i in range(20)]
+    async with EmbeddedCluster(data_dir=tmp_path, split_keys=keys, **options) as first:  # type: ignore[arg-type]
+        leaders = [r.leader_store_id for r in first.topology.regions]
+
+    async with EmbeddedCluster(data_dir=tmp_path, **options) as second:  # type: ignore[arg-type]
+        assert [r.leader_store_id for r in second.topology.regions] == leaders
 
 
 async def test_data_move_with_their_peers(tmp_path: Path) -> None:
@@ -203,3 +215,30 @@ async def test_stop_may_come_twice_and_before_the_start(tmp_path: Path) -> None:
     await cluster.start()
     await cluster.stop()
     await cluster.stop()
+
+
+async def test_only_the_leader_of_pd_answers(tmp_path: Path) -> None:
+    async def ask(cluster: EmbeddedCluster, member: int) -> grpc.StatusCode:
+        async with PdCaller(cluster, address=cluster.pd_addresses[member]) as pd:
+            members = await pd.call(methods.PD_GET_MEMBERS, pdpb_pb2.GetMembersRequest())
+            assert [m.client_urls[0] for m in members.members] == [f"http://{a}" for a in cluster.pd_addresses]
+            assert members.leader == cluster.pd.leader.message()
+            try:
+                await pd.call(methods.PD_GET_ALL_STORES, pdpb_pb2.GetAllStoresRequest())
+            except grpc.aio.AioRpcError as err:
+                assert err.details() == "not leader"
+                return err.code()  # type: ignore[no-any-return]
+            return grpc.StatusCode.OK
+
+    async with EmbeddedCluster(data_dir=tmp_path, stores=1, pd_members=3) as cluster:
+        ok, away = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
+        assert [await ask(cluster, m) for m in range(3)] == [ok, away, away]
+        cluster.lead_pd(2)
+        assert [await ask(cluster, m) for m in range(3)] == [away, away, ok]
+        async with httpx.AsyncClient() as http:
+            follower = await http.get(f"http://{cluster.pd_addresses[0]}/pd/api/v1/members")
+        assert follower.json()["leader"]["client_urls"] == [f"http://{cluster.pd_addresses[2]}"]
+        await cluster.stop_pd(2)
+        assert [await ask(cluster, m) for m in range(2)] == [ok, away]
+        await cluster.start_pd(2)
+        assert await ask(cluster, 2) == away

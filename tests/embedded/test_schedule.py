@@ -73,13 +73,17 @@ def test_zero_seconds_removes_values_for_a_while(state: ClusterState) -> None:
         config.update_ttl({"max-snapshot-count": 40}, 300)
 
 
-def test_lasting_values_outlive_a_restart_and_values_for_a_while_do_not(state: ClusterState) -> None:
-    config = ScheduleConfig(state=state, clock=Clock())
+def test_all_values_outlive_a_restart(state: ClusterState) -> None:
+    clock = Clock()
+    config = ScheduleConfig(state=state, clock=clock)
     config.update({"leader-schedule-limit": 9, "no-such-setting": 1})
-    config.update_ttl({"schedule.max-snapshot-count": 40}, 300)
+    config.update_ttl({"schedule.max-snapshot-count": 40, "schedule.merge-schedule-limit": 1}, 300)
+    config.update_ttl({"schedule.merge-schedule-limit": 1}, 0)
 
-    again = ScheduleConfig(state=state, clock=Clock())
+    again = ScheduleConfig(state=state, clock=clock)
 
     assert again.values()["leader-schedule-limit"] == 9
     assert "no-such-setting" not in again.values()
+    assert again.ttl_values() == {"schedule.max-snapshot-count": 40}
+    clock.now += 300
     assert again.ttl_values() == {}
