@@ -33,6 +33,7 @@ async def back_up_range(cluster: Cluster, coverage: Coverage, *, budget_s: float
     coverage.tell()
     stores = await cluster.up_stores()
     await push_down(cluster, stores, coverage, listener=listener)
+    coverage.tell()
     await fill_gaps(cluster, coverage, budget_s=budget_s, listener=listener)
     coverage.tell()
 

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.exceptions import (
+    ApiVersionError,
+    BackupExistsError,
+    BackupFileError,
+    ChecksumMismatchError,
+    InvalidOptionError,
+    StorageError,
+    StorageLockedError,
+    UnsupportedError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2, methods
+from airflow_provider_tikvbr.rawbr.backup import backup
+from airflow_provider_tikvbr.rawbr.events import Progress
+from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
+from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_file, read_meta
+from airflow_provider_tikvbr.rawbr.options import backup_options
+from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
+from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.sst import SstReader
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.values import decode_value
+from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, names
+
+V1, V1TTL, V2 = ApiVersion
+EVERYTHING = KeyRange(UserKey(b""), UserKey(b""))
+SST_MAGIC = (0x88E241B785F4CFF7).to_bytes(8, "little")
+AES = {"crypter_method": "aes192-ctr", "crypter_key": "07" * 24}
+
+
+async def run(client: Cluster, place: Path, listener: Any = None, **options: Any) -> BackupSummary:
+    async with open_storage(f"local://{place}") as storage:
+        return await backup(client, storage, backup_options(**options), listener or Events())
+
+
+async def content(
+    place: Path, cipher: Cipher = PLAINTEXT
+) -> tuple[brpb_pb2.BackupMeta, list[tuple[UserKey, bytes, int]]]:
+    """The backupmeta of a backup, and its user pairs with their expire times, from the files themselves."""
+    async with open_storage(f"local://{place}") as storage:
+        meta = await read_meta(storage, cipher)
+        version = ApiVersion(meta.api_version)
+        codec = KeyCodec(version)
+        found = []
+        for file in meta.files:
+            reader = SstReader(await read_file(storage, file, cipher), name=file.name)
+            reader.verify()
+            for engine_key, stored in reader:
+                value = decode_value(version, stored)
+                found.append((codec.user_key(codec.split_engine_key(engine_key)[0]), value.value, value.expire_at))
+        return meta, found
+
+
+def check_meta(meta: brpb_pb2.BackupMeta, embedded: EmbeddedCluster, dst: ApiVersion, keys: KeyRange[UserKey]) -> None:
+    """What every backup says of itself."""
+    assert meta.cluster_id == embedded.topology.cluster_id
+    assert meta.cluster_version == "8.5.0"
+    assert meta.is_raw_kv
+    assert meta.version == 0
+    assert meta.ddls == b"[]"
+    assert ApiVersion(meta.api_version) is dst
+    covered = KeyCodec(dst).api_range(keys)
+    (raw_range,) = meta.raw_ranges
+    assert (raw_range.start_key, raw_range.end_key, raw_range.cf) == (covered.start, covered.end, "default")
+    assert meta.files[0].start_key == covered.start
+    assert meta.files[-1].end_key == covered.end
+    for left, right in itertools.pairwise(meta.files):
+        assert left.end_key == right.start_key
+
+
+def undisturbed(embedded: EmbeddedCluster) -> bool:
+    """Whether nothing is left on the cluster of what a backup sets there."""
+    pd = embedded.pd
+    return not pd.safe_points.services() and not pd.schedulers.paused() and not pd.config.ttl_values()
+
+
+@pytest.mark.parametrize("version", [V1, V1TTL, V2])
+async def test_everything(version: ApiVersion, tmp_path: Path) -> None:
+    place, events = tmp_path / "new" / "place", Events()
+    pairs = make_pairs()
+    async with cluster(tmp_path, version) as (embedded, client):
+        summary = await run(client, place, events, checksum=True)
+        meta, found = await content(place)
+        assert undisturbed(embedded)
+        check_meta(meta, embedded, version, EVERYTHING)
+    assert found == [(*pair, 0) for pair in pairs]
+    assert summary.checksum == checksum_of(pairs, KeyCodec(version).prefix)
+    assert summary.checksum.crc64xor
+    assert (summary.total_kv, summary.total_kv_size) == (len(pairs), summary.checksum.total_bytes)
+    assert (summary.total_ranges, summary.ranges_succeed, summary.ranges_failed) == (8, 8, 0)
+    assert summary.backup_total_regions == 8
+    assert summary.backup_data_size == sum(file.size for file in meta.files)
+    assert summary.verified
+    assert (summary.api_version, summary.dst_api_version) == (version, version)
+    assert names(place) == {META_NAME, *(file.name for file in meta.files)}
+    assert json.loads(json.dumps(summary.as_dict()))["total_ranges"] == 8
+    if version is V2:
+        now_ms = time.time() * 1000
+        assert 60_000 <= now_ms - (summary.backup_ts or 0) / (1 << 18) <= 120_000
+        assert f"[backup-ts={summary.backup_ts}]" in summary.line()
+    else:
+        assert summary.backup_ts is None
+    for step, regions in (("Raw backup", 8), ("Raw backup checksum", 8)):
+        told = [event for event in events.progress if event.step == step]
+        assert told[0].done == 0
+        assert (told[-1].done, told[-1].total, told[-1].kvs) == (regions, regions, len(pairs))
+        assert [event.done for event in told] == sorted(event.done for event in told)
+    assert all("time to live" in note for note in events.notes)
+    assert bool(events.notes) == (version is not V1)
+
+
+@pytest.mark.parametrize("version", [V1, V1TTL])
+async def test_conversion_to_v2(version: ApiVersion, tmp_path: Path) -> None:
+    pairs = make_pairs()
+    stored: list[Any] = [(k, v, 3600) if version is V1TTL and i % 3 == 0 else (k, v) for i, (k, v) in enumerate(pairs)]
+    async with cluster(tmp_path, version, pairs=stored) as (embedded, client):
+        truth = await embedded.pairs()
+        summary = await run(client, tmp_path / "place", dst_api_version="v2", checksum=True)
+        meta, found = await content(tmp_path / "place")
+        check_meta(meta, embedded, V2, EVERYTHING)
+    assert found == [tuple(pair) for pair in truth]
+    assert any(expire for _, _, expire in found) == (version is V1TTL)
+    assert summary.checksum == checksum_of(pairs, b"r\0\0\0")
+    assert (summary.api_version, summary.dst_api_version) == (version, V2)
+    assert summary.backup_ts is None
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+@pytest.mark.parametrize(
+    ("start", "end", "format"),
+    [
+        ("6b65792d30303630", "6b65792d30323333", "hex"),
+        ("key-0060", "key-0233", "raw"),
+        (r"\x6bey-006\060", "key\\x2d0233", "escaped"),
+    ],
+)
+async def test_a_range(version: ApiVersion, start: str, end: str, format: str, tmp_path: Path) -> None:  # noqa: A002
+    pairs = make_pairs()[60:233]
+    async with cluster(tmp_path, version) as (embedded, client):
+        summary = await run(client, tmp_path / "place", start=start, end=end, format=format, checksum=True)
+        meta, found = await content(tmp_path / "place")
+        check_meta(meta, embedded, version, KeyRange(key(60), key(233)))
+    assert found == [(*pair, 0) for pair in pairs]
+    assert summary.checksum == checksum_of(pairs, KeyCodec(version).prefix)
+    assert summary.backup_total_regions == summary.total_ranges == 4
+    assert (summary.start, summary.end) == (key(60).hex(), key(233).hex())
+
+
+@pytest.mark.parametrize("compression", ["lz4", "snappy", "zstd"])
+async def test_compression_and_cipher(compression: str, tmp_path: Path) -> None:
+    cipher = Cipher.parse(AES["crypter_method"], key_hex=AES["crypter_key"])
+    pairs = [(key(i), b"abcd" * 300) for i in range(200)]
+    async with cluster(tmp_path, pairs=pairs) as (_, client):
+        summary = await run(client, tmp_path / "place", compression=compression, checksum=True, **AES)
+    meta, found = await content(tmp_path / "place", cipher)
+    assert found == [(*pair, 0) for pair in pairs]
+    assert summary.backup_data_size < summary.total_kv_size / 3
+    # Encrypted files do not look like SSTs.
+    assert not any((tmp_path / "place" / file.name).read_bytes().endswith(SST_MAGIC) for file in meta.files)
+
+
+@pytest.mark.parametrize("version", [V1, V1TTL, V2])
+async def test_no_data_is_told(version: ApiVersion, tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path, version, pairs=[]) as (_, client):
+        summary = await run(client, tmp_path / "place", events, checksum=True)
+    meta, found = await content(tmp_path / "place")
+    assert found == []
+    assert (summary.total_ranges, summary.total_kv, summary.backup_total_regions) == (0, 0, 8)
+    assert "[total-kv=0]" in summary.line()
+    assert any("there is no data in the range" in note for note in events.notes)
+    assert events.progress[-1].done == 8
+    assert len(meta.raw_ranges) == 1
+
+
+async def test_a_range_without_data(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (_, client):
+        summary = await run(client, tmp_path / "place", start="7a", checksum=True)
+    assert summary.total_kv == 0
+    assert names(tmp_path / "place") == {META_NAME}
+
+
+async def test_an_existing_backup_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, V2) as (embedded, client):
+        await run(client, place)
+        before = {name: (place / name).read_bytes() for name in names(place)}
+        with pytest.raises(BackupExistsError, match="holds a backup already"):
+            await run(client, place)
+        assert {name: (place / name).read_bytes() for name in names(place)} == before
+        assert undisturbed(embedded)
+
+
+async def test_a_locked_place_is_refused_but_to_its_owner(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    record = {"owner": "run-1", "holder": "h", "host": "w1", "pid": 4, "started": "t", "heartbeat": "t"}
+    (place / LOCK_NAME).write_text(json.dumps(record))
+    async with cluster(tmp_path) as (_, client):
+        with pytest.raises(StorageLockedError, match="run-1") as caught:
+            await run(client, place, owner="run-2")
+        assert caught.value.owner == "run-1"
+        assert names(place) == {LOCK_NAME}
+        await run(client, place, owner="run-1")
+    assert LOCK_NAME not in names(place)
+
+
+async def test_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with cluster(tmp_path, V2) as (embedded, client):
+        with pytest.raises(StorageError, match="file/place"):
+            await run(client, tmp_path / "file" / "place")
+        assert undisturbed(embedded)
+
+
+async def test_a_store_that_cannot_write_ends_the_backup(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, V2) as (embedded, client):
+        refusal = failed('Io(Os { code: 13, kind: PermissionDenied, message: "Permission denied" })')
+        embedded.failpoints.fail(methods.BACKUP, response=refusal, store_id=2, times=None)
+        with pytest.raises(StorageError, match=r"store 2 .* may not write to local:///.*/place") as caught:
+            await run(client, place)
+        assert caught.value.store_id == 2
+        assert undisturbed(embedded)
+    assert not names(place) & {META_NAME, LOCK_NAME}
+
+
+@pytest.mark.parametrize(
+    ("version", "dst", "cluster_version", "match"),
+    [
+        (V2, "v1", "8.5.0", "cannot be of API version V1"),
+        (V2, "v1ttl", "8.5.0", "cannot be of API version V1TTL"),
+        (V1, "v1ttl", "8.5.0", "give V1 or V2"),
+        (V1TTL, "v1", "8.5.0", "give V1TTL or V2"),
+        (V1, "v2", "6.0.5", "needs a cluster of version 6.1.0 or newer, this one has 6.0.5"),
+        (V1, "v2", "6.1.0-alpha", "needs a cluster of version 6.1.0"),
+    ],
+)
+async def test_conversions_that_do_not_exist(
+    version: ApiVersion, dst: str, cluster_version: str, match: str, tmp_path: Path
+) -> None:
+    async with cluster(tmp_path, version, version=cluster_version, pairs=[]) as (_, client):
+        with pytest.raises(ApiVersionError, match=match):
+            await run(client, tmp_path / "place", dst_api_version=dst)
+    assert not (tmp_path / "place").exists()
+
+
+async def test_an_old_cluster_cannot_checksum(tmp_path: Path) -> None:
+    async with cluster(tmp_path, version="6.1.0") as (_, client):
+        with pytest.raises(UnsupportedError, match=r"checksum needs a cluster of version 6\.1\.1 or newer"):
+            await run(client, tmp_path / "place", checksum=True)
+        assert not (tmp_path / "place").exists()
+        summary = await run(client, tmp_path / "place")
+    assert summary.total_kv
+    assert not summary.verified
+
+
+@pytest.mark.parametrize(("cluster_version", "expected"), [("6.1.7", False), ("6.2.0", True)])
+async def test_backup_ts_from_6_2_on(cluster_version: str, expected: bool, tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2, version=cluster_version) as (_, client):
+        summary = await run(client, tmp_path / "place")
+    assert (summary.backup_ts is not None) == expected
+
+
+async def test_refused_when_gc_has_passed(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, V2) as (embedded, client):
+        embedded.pd.safe_points.update_gc(await client.pd.tso())
+        with pytest.raises(InvalidOptionError, match="garbage collection has passed backup-ts") as caught:
+            await run(client, place, safe_interval="10m")
+        assert caught.value.parameter == "safe_interval"
+        assert undisturbed(embedded)
+    assert not names(place)
+
+
+async def test_schedulers_are_paused_meanwhile(tmp_path: Path) -> None:
+    paused: set[str] = set()
+    async with cluster(tmp_path) as (embedded, client):
+
+        def look(_: Progress) -> None:
+            paused.update(embedded.pd.schedulers.paused())
+
+        await run(client, tmp_path / "place", Events(on_progress=look), remove_schedulers=True)
+        assert undisturbed(embedded)
+    assert "balance-region-scheduler" in paused
+
+
+async def test_files_that_are_not_there_make_no_backup(tmp_path: Path) -> None:
+    """As when every store writes to a directory of its own host."""
+    place = tmp_path / "place"
+    async with cluster(tmp_path) as (_, client):
+
+        def lose(event: Progress) -> None:
+            for path in sorted(place.rglob("*.sst"))[:1] if event.done == event.total else []:
+                path.unlink()
+
+        with pytest.raises(BackupFileError, match=r"is missing.*one place that they all share"):
+            await run(client, place, Events(on_progress=lose))
+    assert not names(place) & {META_NAME, LOCK_NAME}
+
+
+async def test_a_checksum_that_differs(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+
+        def change(event: Progress) -> None:
+            if event.step == "Raw backup" and event.done == event.total:
+                engine_key = client.codec.engine_key(client.codec.api_key(key(7)))
+                for engine in embedded.engines.values():
+                    engine.write([(engine_key, b"!")])
+
+        with pytest.raises(ChecksumMismatchError, match="the backup is written, but") as caught:
+            await run(client, tmp_path / "place", Events(on_progress=change), checksum=True)
+        pairs = make_pairs()
+        assert caught.value.expected == checksum_of(pairs)
+        assert caught.value.actual == checksum_of([*pairs[:7], (key(7), b"!"), *pairs[8:]])
+    assert META_NAME in names(tmp_path / "place")
+    assert LOCK_NAME not in names(tmp_path / "place")
+
+
+async def test_nothing_is_kept_in_a_noop_storage(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (_, client), open_storage("noop://") as storage:
+        summary = await backup(client, storage, backup_options(checksum=True))
+    assert summary.checksum == checksum_of(make_pairs())

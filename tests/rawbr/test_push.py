@@ -1,0 +1,221 @@
+"""Backups that are disturbed: stores that fail, leaders and regions that move, jobs that are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.exceptions import BudgetExceededError, ProtocolError, RegionRefusedError
+from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
+from airflow_provider_tikvbr.rawbr import gaps, push
+from airflow_provider_tikvbr.rawbr.backup import backup
+from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
+from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
+from airflow_provider_tikvbr.rawbr.options import backup_options
+from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
+
+V1, V2 = ApiVersion.V1, ApiVersion.V2
+BUSY = errorpb_pb2.ServerIsBusy(reason="testing")
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "RETRY_BASE_S", 0.05)
+    monkeypatch.setattr(gaps, "RETRY_BASE_S", 0.05)
+    monkeypatch.setattr(gaps, "RETRY_CAP_S", 0.2)
+
+
+async def run(client: Cluster, place: Path, events: Events | None = None, **options: Any) -> BackupSummary:
+    async with open_storage(f"local://{place}") as storage:
+        return await backup(client, storage, backup_options(**options), events or Events())
+
+
+async def check(place: Path, summary: BackupSummary, version: ApiVersion = V1) -> None:
+    """The backup is whole: all pairs once, nothing beside the files that it names."""
+    assert summary.checksum == checksum_of(make_pairs(), KeyCodec(version).prefix)
+    async with open_storage(f"local://{place}") as storage:
+        meta = await read_meta(storage)
+    assert sum(file.total_kvs for file in meta.files) == summary.total_kv
+    assert names(place) == {META_NAME, *(file.name for file in meta.files)}
+
+
+def undisturbed(embedded: EmbeddedCluster, place: Path) -> bool:
+    """Whether nothing is left of a backup that failed but files that no backupmeta names."""
+    pd = embedded.pd
+    left = pd.safe_points.services() or pd.schedulers.paused() or pd.config.ttl_values()
+    return not left and not names(place) & {META_NAME, LOCK_NAME}
+
+
+def move_leaders(embedded: EmbeddedCluster, from_store: int) -> None:
+    for region in embedded.topology.regions:
+        if region.leader_store_id == from_store:
+            others = [peer.store_id for peer in region.peers if peer.store_id != from_store]
+            embedded.topology.transfer_leader(region.id, others[region.id % len(others)])
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        failed(server_is_busy=BUSY),
+        failed(not_leader=errorpb_pb2.NotLeader(region_id=2)),
+        failed(epoch_not_match=errorpb_pb2.EpochNotMatch()),
+        failed(message="something new"),
+        # For good by itself, but in the first round another store may lead the region.
+        failed(disk_full=errorpb_pb2.DiskFull(store_id=[1])),
+        failed('Io(Custom { kind: Other, error: "code: Some("SlowDown")" })'),
+        failed('Io(Custom { kind: Other, error: "error trying to connect: Connection refused" })'),
+        brpb_pb2.BackupResponse(start_key=b"r\0\0\0a", end_key=b"r\0\0\0b", api_version=V2),  # type: ignore[arg-type]
+    ],
+    ids=["busy", "not-leader", "epoch", "unknown", "disk-full", "slow-down", "connect", "nothing-of-it"],
+)
+async def test_what_a_store_leaves_out_is_asked_for_again(
+    version: ApiVersion, answer: brpb_pb2.BackupResponse, tmp_path: Path
+) -> None:
+    if version is V1 and not answer.HasField("error"):
+        answer = brpb_pb2.BackupResponse(start_key=b"a", end_key=b"b")
+    async with cluster(tmp_path, version) as (embedded, client):
+        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1)
+        summary = await run(client, tmp_path / "place")
+        assert undisturbed(embedded, tmp_path)
+    await check(tmp_path / "place", summary, version)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED])
+async def test_a_stream_that_breaks_is_opened_again(code: grpc.StatusCode, tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path) as (embedded, client):
+        twice = embedded.failpoints.fail(methods.BACKUP, code=code, store_id=3, times=2)
+        summary = await run(client, tmp_path / "place", events)
+        assert twice.hits == 2
+    await check(tmp_path / "place", summary)
+    assert not events.notes
+
+
+async def test_a_region_that_is_refused_for_good(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        answer = failed(disk_full=errorpb_pb2.DiskFull(store_id=[1]))
+        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1, times=None)
+        with pytest.raises(RegionRefusedError, match="disk full"):
+            await run(client, tmp_path / "place")
+        assert undisturbed(embedded, tmp_path / "place")
+
+
+async def test_an_answer_beside_the_question_ends_the_backup(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        answer = brpb_pb2.BackupResponse(start_key=b"a", end_key=b"zzz")
+        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1)
+        with pytest.raises(ProtocolError, match="when asked for"):
+            await run(client, tmp_path / "place", start="6b", end="6c")
+        assert undisturbed(embedded, tmp_path / "place")
+
+
+async def test_leaders_that_move_before_their_store_looks(tmp_path: Path) -> None:
+    async with cluster(tmp_path, replicas=3) as (embedded, client):
+        slow = embedded.failpoints.fail(methods.BACKUP, store_id=1, delay_s=0.3)
+        job = run(client, tmp_path / "place")
+        summary = await meanwhile(job, lambda: slow.hits == 1, lambda: move_leaders(embedded, 1))
+    await check(tmp_path / "place", summary)
+
+
+async def test_regions_that_split_meanwhile(tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2) as (embedded, client):
+        slow = embedded.failpoints.fail(methods.BACKUP, delay_s=0.3, times=3)
+        job = run(client, tmp_path / "place")
+        split = [key(i) for i in range(25, 400, 50)]
+        summary = await meanwhile(job, lambda: slow.hits == 3, lambda: embedded.split(split))
+    await check(tmp_path / "place", summary, V2)
+    assert summary.total_ranges == 16
+
+
+async def test_a_store_that_dies_leaves_its_regions_to_others(tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path, replicas=3) as (embedded, client):
+        slow = embedded.failpoints.fail(methods.BACKUP, store_id=2, delay_s=30)
+        job = run(client, tmp_path / "place", events)
+        summary = await meanwhile(job, lambda: slow.hits == 1, lambda: embedded.stop_store(2))
+    await check(tmp_path / "place", summary)
+    assert any("store 2" in note for note in events.notes)
+
+
+async def test_a_store_that_comes_back(tmp_path: Path) -> None:
+    """With one replica nobody else has its regions, so the backup waits for it."""
+    events = Events()
+    async with cluster(tmp_path) as (embedded, client):
+        await embedded.stop_store(2)
+        job = run(client, tmp_path / "place", events)
+        summary = await meanwhile(
+            job, lambda: any("left to back up" in note for note in events.notes), lambda: embedded.start_store(2)
+        )
+    await check(tmp_path / "place", summary)
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+async def test_a_store_that_stays_away_ends_the_backup(version: ApiVersion, tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path, version) as (embedded, client):
+        await embedded.stop_store(2)
+        with pytest.raises(BudgetExceededError, match=r"not complete: nothing came in for 0.5 s, left are \[.*store 2"):
+            await run(client, tmp_path / "place", events, budget=0.5, remove_schedulers=True)
+        assert undisturbed(embedded, tmp_path / "place")
+    # What the others have answered is kept for nothing, but it was not thrown away at the first failure.
+    assert max(event.done for event in events.progress) >= 4
+    assert len([note for note in events.notes if "left to back up" in note]) <= 3
+
+
+async def test_a_store_that_answers_for_nothing(tmp_path: Path) -> None:
+    """PD names a leader that leads nothing any more, and says so by a stream that just ends."""
+    async with cluster(tmp_path, replicas=3) as (embedded, client):
+        stale = [(await client.pd.region_by_id(region.id)) for region in embedded.topology.regions]
+        move_leaders(embedded, 1)
+        cover, calls = client.regions.cover, 0
+
+        async def lag(keys: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return (
+                [region for region in stale if region and region.keys.intersect(keys)]
+                if calls <= 4
+                else await cover(keys)
+            )
+
+        client.regions.cover = lag  # type: ignore[method-assign]
+        for store_id in (2, 3):
+            embedded.failpoints.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=store_id)
+        summary = await run(client, tmp_path / "place")
+    await check(tmp_path / "place", summary)
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+async def test_a_job_that_is_stopped_leaves_nothing_behind(version: ApiVersion, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, version) as (embedded, client):
+        slow = embedded.failpoints.fail(methods.BACKUP, store_id=1, delay_s=30)
+        job = asyncio.ensure_future(run(client, place, remove_schedulers=True))
+
+        def stop() -> None:
+            assert not undisturbed(embedded, place)
+            job.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await meanwhile(job, lambda: slow.hits == 1, stop)
+        assert undisturbed(embedded, place)
+        # The place can be used again.
+        summary = await run(client, place)
+    assert summary.checksum == checksum_of(make_pairs(), KeyCodec(version).prefix)
+
+
+async def test_the_rate_limit_goes_to_one_request_at_a_time(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.failpoints.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=1)
+        summary = await run(client, tmp_path / "place", ratelimit=1)
+    await check(tmp_path / "place", summary)
