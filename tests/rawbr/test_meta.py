@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_tikvbr.exceptions import BackupExistsError, BackupFileError, BackupInvalidError
+from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.meta import (
+    META_NAME,
+    backup_range,
+    build_meta,
+    check_files,
+    read_file,
+    read_meta,
+    write_meta,
+)
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
+from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
+from tests.support import golden
+
+AES = Cipher.parse("aes256-ctr", key_hex=golden.AES256_KEY)
+OTHER = Cipher.parse("aes256-ctr", key_hex="11" * 32)
+FULL = golden.Golden("v1", "full")
+ENCRYPTED = golden.Golden("v1", "aes256")
+
+
+def cipher_of(backup: golden.Golden) -> Cipher:
+    return AES if backup.crypter else PLAINTEXT
+
+
+def small_meta() -> brpb_pb2.BackupMeta:
+    return build_meta(
+        cluster_id=7,
+        cluster_version="8.5.0",
+        api_version=ApiVersion.V2,
+        keys=KeyRange(ApiKey(b"r\0\0\0"), ApiKey(b"r\0\0\1")),
+        files=[
+            brpb_pb2.File(name="2/b.sst", start_key=b"r\0\0\0m", end_key=b"r\0\0\1", size=2),
+            brpb_pb2.File(name="1/a.sst", start_key=b"r\0\0\0", end_key=b"r\0\0\0m", size=1),
+        ],
+    )
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+# --- what tikv-br wrote ---
+
+
+@pytest.mark.parametrize("backup", golden.backups(), ids=str)
+async def test_golden_backups_are_read(backup: golden.Golden) -> None:
+    storage, cipher = open_storage(backup.url), cipher_of(backup)
+    meta = await read_meta(storage, cipher)
+    assert meta.api_version == int(backup.api_version)
+    assert KeyCodec(backup.api_version).user_range(backup_range(meta)) == backup.keys
+    assert sum(file.total_kvs for file in meta.files) == len(backup.pairs)
+    await check_files(storage, meta.files)
+    for file in meta.files:
+        assert len(await read_file(storage, file, cipher)) == file.size
+
+
+@pytest.mark.parametrize("backup", golden.backups(), ids=str)
+async def test_golden_backups_round_trip(backup: golden.Golden, storage: Storage) -> None:
+    cipher = cipher_of(backup)
+    meta = await read_meta(open_storage(backup.url), cipher)
+    await write_meta(storage, meta, cipher)
+    assert await read_meta(storage, cipher) == meta
+    theirs, ours = (backup.path / META_NAME).read_bytes(), await storage.read(META_NAME)
+    # With a cipher each writing has its own IV.
+    assert len(ours) == len(theirs)
+    assert (ours == theirs) is cipher.is_plain
+
+
+@pytest.mark.parametrize("backup", golden.backups(), ids=str)
+async def test_what_is_built_equals_what_tikv_br_built(backup: golden.Golden) -> None:
+    theirs = await read_meta(open_storage(backup.url), cipher_of(backup))
+    ours = build_meta(
+        cluster_id=theirs.cluster_id,
+        cluster_version=theirs.cluster_version,
+        api_version=backup.api_version,
+        keys=KeyCodec(backup.api_version).api_range(backup.keys),
+        files=reversed(theirs.files),
+    )
+    assert ours.br_version.startswith("BR\nRelease Version: airflow_provider_tikvbr ")
+    assert ours.br_version.count("\n") == theirs.br_version.count("\n")
+    ours.br_version = theirs.br_version
+    assert ours == theirs
+
+
+# --- writing ---
+
+
+async def test_files_are_listed_by_start_key() -> None:
+    assert [file.name for file in small_meta().files] == ["1/a.sst", "2/b.sst"]
+
+
+async def test_a_backup_is_never_written_over(storage: Storage) -> None:
+    await write_meta(storage, small_meta())
+    other = small_meta()
+    other.cluster_id = 8
+    with pytest.raises(BackupExistsError, match="holds a backup already: give an empty place") as caught:
+        await write_meta(storage, other)
+    assert caught.value.url == storage.display_url
+    assert (await read_meta(storage)).cluster_id == 7
+
+
+async def test_a_lost_answer_is_no_other_backup(storage: Storage) -> None:
+    await write_meta(storage, small_meta())
+    await write_meta(storage, small_meta())
+
+
+async def test_encrypted_metas_begin_with_a_fresh_iv(tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        storage = open_storage(str(tmp_path / name))
+        await storage.prepare()
+        await write_meta(storage, small_meta(), AES)
+        written.append(await storage.read(META_NAME))
+        assert await read_meta(storage, AES) == small_meta()
+    assert written[0][:16] != written[1][:16]
+    assert b"8.5.0" not in written[0]
+
+
+# --- refusals ---
+
+
+async def test_no_backup(storage: Storage) -> None:
+    with pytest.raises(BackupInvalidError, match=r"there is no backup in local:///.*: it has no backupmeta; check"):
+        await read_meta(storage)
+
+
+@pytest.mark.parametrize(
+    ("backup", "cipher", "says"),
+    [
+        (ENCRYPTED, OTHER, "cannot be read with this key: check that cipher and key"),
+        (ENCRYPTED, Cipher.parse("aes128-ctr", key_hex=golden.AES256_KEY[:32]), "cannot be read with this key"),
+        (ENCRYPTED, PLAINTEXT, "is damaged, or encrypted; give the cipher and key"),
+        (FULL, AES, "is not encrypted: leave the cipher and key out"),
+    ],
+)
+async def test_a_wrong_key(backup: golden.Golden, cipher: Cipher, says: str) -> None:
+    with pytest.raises(BackupInvalidError, match=says) as caught:
+        await read_meta(open_storage(backup.url), cipher)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AES], ids=["plain", "aes"])
+async def test_no_damage_is_taken_for_a_backup(storage: Storage, cipher: Cipher) -> None:
+    whole = (FULL.path / META_NAME).read_bytes()
+    for data in (b"", b"\0", b"x" * 16, b"x" * 17, b"not a backup at all", whole[: len(whole) // 2], whole[5:]):
+        await storage.write(META_NAME, data)
+        with pytest.raises(BackupInvalidError, match=r"cannot be (read|used)"):
+            await read_meta(storage, cipher)
+
+
+async def test_other_backups(storage: Storage) -> None:
+    meta = small_meta()
+    meta.is_raw_kv = False
+    await write_meta(storage, meta)
+    with pytest.raises(BackupInvalidError, match="holds transactional data, not raw data: restore it with TiDB's br"):
+        await read_meta(storage)
+
+
+async def test_metas_that_cannot_be_used(storage: Storage) -> None:
+    def version(meta: brpb_pb2.BackupMeta) -> None:
+        meta.api_version = 9  # type: ignore[assignment]
+
+    def ranges(meta: brpb_pb2.BackupMeta) -> None:
+        meta.raw_ranges.add()
+
+    def no_range(meta: brpb_pb2.BackupMeta) -> None:
+        del meta.raw_ranges[:]
+
+    def twice(meta: brpb_pb2.BackupMeta) -> None:
+        meta.files.append(meta.files[0])
+
+    def outside(meta: brpb_pb2.BackupMeta) -> None:
+        meta.files[0].name = "../../etc/passwd"
+
+    for change, says in (
+        (version, "API version 9 is not known"),
+        (ranges, "it has 2 key ranges instead of one"),
+        (no_range, "it has 0 key ranges instead of one"),
+        (twice, "it lists 1/a.sst twice"),
+        (outside, "'../../etc/passwd' is not the name of a file inside a backup"),
+    ):
+        meta = small_meta()
+        change(meta)
+        await storage.write(META_NAME, meta.SerializeToString())
+        with pytest.raises(BackupInvalidError, match=f"backupmeta in local:///.* cannot be used: {says}"):
+            await read_meta(storage)
+
+
+# --- files ---
+
+
+async def test_missing_and_wrong_files_are_named(storage: Storage) -> None:
+    await storage.write("1/a.sst", b"1")
+    await storage.write("2/b.sst", b"22")
+    files = small_meta().files
+    await check_files(storage, files)
+    await storage.write("2/b.sst", b"333")
+    with pytest.raises(BackupFileError, match=r"damaged: 2/b\.sst has 3 bytes instead of 2$") as caught:
+        await check_files(storage, files)
+    assert caught.value.file == "2/b.sst"
+    await storage.delete("1/a.sst")
+    with pytest.raises(BackupFileError, match=r"damaged: 1/a.sst is missing \(2 of 2 files are wrong\)$") as caught:
+        await check_files(storage, files)
+    assert caught.value.file == "1/a.sst"
+
+
+async def test_a_changed_file_is_not_read(tmp_path: Path) -> None:
+    shutil.copytree(FULL.path, tmp_path / "copy")
+    storage = open_storage(str(tmp_path / "copy"))
+    file = (await read_meta(storage)).files[0]
+    data = bytearray(await storage.read(file.name))
+    data[100] ^= 1
+    for changed in (bytes(data), bytes(data[:-1])):
+        await storage.write(file.name, changed)
+        with pytest.raises(BackupFileError, match=f"{file.name} is not the file that was written") as caught:
+            await read_file(storage, file)
+        assert caught.value.file == file.name
+    await storage.delete(file.name)
+    with pytest.raises(BackupFileError, match=f"{file.name} is missing"):
+        await read_file(storage, file)
+
+
+# --- the v2 layout ---
+
+
+async def write_index(storage: Storage, name: str, index: brpb_pb2.MetaFile, cipher: Cipher) -> brpb_pb2.File:
+    plain, iv = index.SerializeToString(), hashlib.md5(name.encode()).digest()
+    await storage.write(name, cipher.encrypt(plain, iv))
+    return brpb_pb2.File(name=name, sha256=hashlib.sha256(plain).digest(), size=len(plain), cipher_iv=iv)
+
+
+async def write_v2(storage: Storage, cipher: Cipher) -> brpb_pb2.BackupMeta:
+    """The v1/full backup, its files spread over an index of two levels, its range in an index too."""
+    meta = await read_meta(open_storage(FULL.url))
+    v1 = brpb_pb2.BackupMeta()
+    v1.CopyFrom(meta)
+    files = list(meta.files)
+    low = brpb_pb2.MetaFile(data_files=files[:5])
+    high = brpb_pb2.MetaFile(
+        meta_files=[await write_index(storage, "backupmeta.datafile.000000001", low, cipher)], data_files=files[5:9]
+    )
+    del meta.files[:]
+    meta.version = 1
+    meta.file_index.meta_files.append(await write_index(storage, "backupmeta.datafile.000000002", high, cipher))
+    meta.file_index.data_files.extend(files[9:])
+    ranges = brpb_pb2.MetaFile(raw_ranges=meta.raw_ranges)
+    del meta.raw_ranges[:]
+    meta.raw_range_index.meta_files.append(await write_index(storage, "backupmeta.raw.000000001", ranges, cipher))
+    await write_meta(storage, meta, cipher)
+    return v1
+
+
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AES], ids=["plain", "aes"])
+async def test_v2_indexes_are_resolved(storage: Storage, cipher: Cipher) -> None:
+    v1 = await write_v2(storage, cipher)
+    found = await read_meta(storage, cipher)
+    assert sorted(file.name for file in found.files) == sorted(file.name for file in v1.files)
+    assert backup_range(found) == backup_range(v1)
+    assert found.version == 0
+    assert not found.HasField("file_index")
+
+
+async def test_damaged_indexes(storage: Storage) -> None:
+    await write_v2(storage, PLAINTEXT)
+    name = "backupmeta.datafile.000000001"
+    data = await storage.read(name)
+    await storage.write(name, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(
+        BackupFileError, match=f"{name} of the backup in local:///.* is damaged, or was encrypted"
+    ) as hit:
+        await read_meta(storage)
+    assert hit.value.file == name
+    await storage.delete(name)
+    with pytest.raises(BackupFileError, match=f"{name} is missing"):
+        await read_meta(storage)
+
+
+async def test_an_index_without_end(storage: Storage) -> None:
+    meta, index = small_meta(), brpb_pb2.MetaFile()
+    for level in range(12):
+        below = await write_index(storage, f"backupmeta.datafile.{level:09}", index, PLAINTEXT)
+        index = brpb_pb2.MetaFile(meta_files=[below])
+    meta.file_index.CopyFrom(index)
+    await write_meta(storage, meta)
+    with pytest.raises(BackupInvalidError, match="its file index has no end"):
+        await read_meta(storage)
