@@ -166,8 +166,8 @@ def backup_options(
 
     :raises InvalidOptionError: one of them cannot be right; it names which.
     """
-    # PD counts the TTL in whole seconds, so a shorter one would let GC go at once.
-    gc_ttl_s = int(parse_duration(gcttl or "5m", parameter="gcttl", minimum_s=1))
+    # PD counts in whole seconds, and the hold is renewed each third of the TTL.
+    gc_ttl_s = int(parse_duration(gcttl if gcttl != "" else "5m", parameter="gcttl", minimum_s=3))
     return BackupOptions(
         keys=parse_key_range(start, end, format),
         dst_api_version=parse_api_version(dst_api_version, parameter="dst_api_version"),

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError
+from airflow_provider_tikvbr.proto import methods
+from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease, backup_ts_of
+from airflow_provider_tikvbr.tikv.keys import ApiVersion
+from tests.rawbr.jobs import Events, cluster, until
+
+V2 = ApiVersion.V2
+
+
+def test_backup_ts_keeps_the_logical_part() -> None:
+    now = (1_700_000_000_000 << 18) + 5
+    assert backup_ts_of(now, 60) == (1_699_999_940_000 << 18) + 5
+    assert backup_ts_of(now, 0) == now
+    assert backup_ts_of(5 << 18, 60) == 1
+
+
+async def test_it_is_registered_and_removed(tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
+        before = await client.pd.tso()
+        async with SafepointLease(client, ttl_s=100, safe_interval_s=30) as lease:
+            assert isinstance(lease, SafepointLease)
+            (service,) = embedded.pd.safe_points.services().values()
+            assert service.service_id == lease.service_id
+            assert service.service_id.startswith("br-")
+            assert service.safe_point == lease.backup_ts - 1
+            assert 90 <= embedded.pd.safe_points.ttl_s(service) <= 100
+            assert 0 <= lease.backup_ts - backup_ts_of(before, 30) < 60_000 << 18
+            lease.check()
+        assert not embedded.pd.safe_points.services()
+
+
+async def test_it_is_kept_alive(tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
+        async with SafepointLease(client, ttl_s=3, safe_interval_s=0) as lease:
+            assert isinstance(lease, SafepointLease)
+            (first,) = embedded.pd.safe_points.services().values()
+
+            def renewed() -> bool:
+                return any(s.expires_at > first.expires_at + 1 for s in embedded.pd.safe_points.services().values())
+
+            await asyncio.wait_for(until(renewed), 30)
+            assert list(embedded.pd.safe_points.services()) == [lease.service_id]
+            lease.check()
+        assert not embedded.pd.safe_points.services()
+
+
+@pytest.mark.parametrize("version", ["8.5.0", "9.0.0"])
+async def test_it_is_refused_when_gc_has_passed(version: str, tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2, pairs=[], version=version) as (embedded, client):
+        embedded.pd.safe_points.update_gc(await client.pd.tso())
+        lease = SafepointLease(client, ttl_s=100, safe_interval_s=90)
+        with pytest.raises(InvalidOptionError, match=r"safe_interval \(1m30s\) has to be shorter") as caught:
+            await lease.start()
+        assert caught.value.parameter == "safe_interval"
+        assert not embedded.pd.safe_points.services()
+
+
+async def test_it_is_refused_when_only_the_services_tell_it(tmp_path: Path) -> None:
+    """GC that is about to run has told its services first."""
+    async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
+        now = await client.pd.tso()
+        embedded.pd.safe_points.update_service("gc_worker", (1 << 63) - 1, now)
+        lease = SafepointLease(client, ttl_s=100, safe_interval_s=90)
+        with pytest.raises(InvalidOptionError, match=f"it stands at {now}"):
+            await lease.start()
+        assert not embedded.pd.safe_points.services()
+
+
+async def test_a_loss_is_noticed(tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
+        async with SafepointLease(client, ttl_s=1, safe_interval_s=0, listener=events) as lease:
+            assert isinstance(lease, SafepointLease)
+            safe_points = embedded.pd.safe_points
+            safe_points.update_service(lease.service_id, 0, 0)
+            safe_points.update_gc(await client.pd.tso())
+            await asyncio.wait_for(until(lambda: bool(events.notes)), 30)
+            with pytest.raises(PDUnavailableError, match="expired because PD did not answer for 1s"):
+                lease.check()
+        assert "could not renew the GC safepoint of the backup" in events.notes[0]
+
+
+async def test_a_pd_that_stumbles_is_asked_again(tmp_path: Path) -> None:
+    events = Events()
+    async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
+        method = methods.PD_UPDATE_SERVICE_GC_SAFE_POINT
+        embedded.failpoints.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
+        async with SafepointLease(client, ttl_s=100, safe_interval_s=0, listener=events):
+            assert len(embedded.pd.safe_points.services()) == 1
+            embedded.failpoints.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
+        assert not embedded.pd.safe_points.services()
+    assert not events.notes
