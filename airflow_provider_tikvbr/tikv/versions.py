@@ -13,7 +13,7 @@ from airflow_provider_tikvbr.tikv.model import Store
 
 MIN_STORE_VERSION: Final = Version("5.0.0")
 
-_VERSION: Final = re.compile(r"v?(\d+\.\d+\.\d+)(?:-(alpha|beta|rc)(?:[.-]?(\d+))?)?(?:[-+.].*)?", re.IGNORECASE)
+_VERSION: Final = re.compile(r"v?(\d+\.\d+\.\d+)(?:-(alpha|beta|rc)(?:\.?(\d+))?)?(?:[-+.].*)?", re.IGNORECASE)
 
 
 def parse_version(text: str) -> Version:
