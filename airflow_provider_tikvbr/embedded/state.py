@@ -19,12 +19,18 @@ class ClusterState:
     It is used by one thread at a time.
 
     :param directory: the data directory of the cluster; it is made if it is missing.
-    :raises InvalidOptionError: another cluster runs there.
+    :raises InvalidOptionError: another cluster runs there, or it cannot be written to.
     """
 
     def __init__(self, *, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(directory / FILE_NAME, timeout=0, isolation_level=None)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(directory / FILE_NAME, timeout=0, isolation_level=None)
+        except (OSError, sqlite3.OperationalError) as err:
+            raise InvalidOptionError(
+                f"the data directory {directory} cannot be used ({err}): give one that may be written to",
+                parameter="data_dir",
+            ) from err
         # Held from the first write on until the end, which keeps a second process out of the directory.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         try:

@@ -230,3 +230,10 @@ def test_one_cluster_at_a_time_in_a_directory(tmp_path: Path) -> None:
         ClusterState(directory=tmp_path)
     first.close()
     ClusterState(directory=tmp_path).close()
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidOptionError, match="cannot be used") as error:
+        ClusterState(directory=tmp_path / "file" / "data")
+    assert error.value.parameter == "data_dir"
