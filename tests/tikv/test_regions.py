@@ -181,10 +181,12 @@ def test_whatever_comes_in_nothing_overlaps(looks: list[tuple[int, int, int, int
         end = b"" if start + length > 9 else b"%d" % (start + length)
         look = region(number, b"%d" % start if start else b"", end, version=version, conf_ver=conf_ver)
         cache.update([look])
-        for known in held(cache):
-            # What is known is never older than what has just been told of the same place.
-            if known.keys.intersect(look.keys):
-                assert known == look or known.version >= look.version
+        # What is told is taken in, or something newer is known of the same region or of the same place.
+        assert look in held(cache) or any(
+            (known.version, known.conf_ver) > (look.version, look.conf_ver)
+            for known in held(cache)
+            if known.id == look.id or known.keys.intersect(look.keys)
+        )
 
 
 # --- asking PD ---
