@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_tikvbr.embedded.storage_errors import NoDirectoryError, io_error, open_for_store
+from airflow_provider_tikvbr.exceptions import (
+    AuthenticationError,
+    InvalidOptionError,
+    StorageError,
+    StorageNotFoundError,
+    StorageUnavailableError,
+    TikvBrError,
+)
+from airflow_provider_tikvbr.proto import brpb_pb2
+
+# Texts by which tikv-br tells that another try may succeed (tikv-br, pkg/utils/retry.go).
+TRANSIENT = "error during dispatch"
+
+
+@pytest.mark.parametrize(
+    ("error", "start", "part"),
+    [
+        (NoDirectoryError("x"), 'Io(Os { code: 2, kind: NotFound, message: "No such file or directory" })', ""),
+        (StorageNotFoundError("no bucket"), "Io(Custom { kind: NotFound", 'code: Some(\\"NoSuchBucket\\")'),
+        (AuthenticationError("denied"), "Io(Custom { kind: PermissionDenied", "denied"),
+        (StorageUnavailableError("slow down"), "Io(Custom { kind: Other", TRANSIENT),
+        (StorageError('disk "full"'), "Io(Custom { kind: Other", "disk 'full'"),
+    ],
+)
+def test_failures_are_told_in_words_that_tools_know(error: TikvBrError, start: str, part: str) -> None:
+    message = io_error(error)
+    assert message.startswith(start)
+    assert part in message
+    assert (TRANSIENT in message) == isinstance(error, StorageUnavailableError)
+
+
+def test_what_a_store_opens(tmp_path: Path) -> None:
+    local = brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(tmp_path)))
+    assert open_for_store(local).backend() == local
+    assert not open_for_store(brpb_pb2.StorageBackend(noop=brpb_pb2.Noop())).keeps
+    with pytest.raises(NoDirectoryError):
+        open_for_store(brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(tmp_path / "none"))))
+    assert not (tmp_path / "none").exists()
+    for backend in (brpb_pb2.StorageBackend(), brpb_pb2.StorageBackend(gcs=brpb_pb2.GCS(bucket="b"))):
+        with pytest.raises(InvalidOptionError) as caught:
+            open_for_store(backend)
+        assert io_error(caught.value).startswith('Io(Custom { kind: NotFound, error: "')
