@@ -154,6 +154,7 @@ class _Job:
         ready: asyncio.Queue[brpb_pb2.BackupResponse] = asyncio.Queue(maxsize=WORKERS)
         pieces = self._pieces(ranges)
         workers = asyncio.gather(*(self._work(pieces, ready) for _ in range(WORKERS)))
+        getter: asyncio.Future[brpb_pb2.BackupResponse] | None = None
         # Ending the workers is one more thing to wait for beside the next response.
         try:
             while True:
@@ -169,6 +170,8 @@ class _Job:
                     return
         finally:
             self.cancelled.set()
+            if getter is not None:
+                getter.cancel()
             workers.cancel()
             await asyncio.gather(workers, return_exceptions=True)
 
