@@ -39,7 +39,7 @@ async def fill_gaps(cluster: Cluster, coverage: Coverage, *, budget_s: float, li
     :raises TerminalError: the backup can never succeed.
     """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s)
-    told = ""
+    told: tuple[type[TransientError], int | None] | None = None
     while gaps := coverage.gaps():
         before = coverage.accepted
         trouble = await _fill_once(cluster, coverage, gaps)
@@ -54,9 +54,10 @@ async def fill_gaps(cluster: Cluster, coverage: Coverage, *, budget_s: float, li
                 kind="no_leader",
             )
         left = coverage.gaps()
-        if left and str(trouble) != told:
-            told = str(trouble)
-            listener(Note(level="warning", message=f"{len(left)} ranges are left to back up, trying again: {told}"))
+        # The texts of one trouble differ by a time or a file name.
+        if left and (kind := (type(trouble), trouble.store_id)) != told:
+            told = kind
+            listener(Note(level="warning", message=f"{len(left)} ranges are left to back up, trying again: {trouble}"))
         try:
             await backoff.sleep(trouble)
         except BudgetExceededError as err:
