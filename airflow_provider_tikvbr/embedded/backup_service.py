@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
-from airflow_provider_tikvbr.embedded.storage_errors import io_error, open_for_store
+from airflow_provider_tikvbr.embedded.storages import io_error, open_for_store
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2, methods

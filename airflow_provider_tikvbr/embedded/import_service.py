@@ -28,7 +28,7 @@ from airflow_provider_tikvbr.embedded.import_files import (
 )
 from airflow_provider_tikvbr.embedded.records import RegionState
 from airflow_provider_tikvbr.embedded.serving import Handler
-from airflow_provider_tikvbr.embedded.storage_errors import open_for_store
+from airflow_provider_tikvbr.embedded.storages import SharedStorages
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.exceptions import StorageNotFoundError, TikvBrError
 from airflow_provider_tikvbr.proto import errorpb_pb2, import_sstpb_pb2, kvrpcpb_pb2, methods
@@ -66,6 +66,7 @@ class ImportService:
         self._engine = engines[store_id]
         self._checks = RegionChecks(topology=topology, store_id=store_id)
         self._downloads = asyncio.Semaphore(DOWNLOADS_AT_A_TIME)
+        self._storages = SharedStorages()
         self._at_work: dict[Path, _Running] = {}
         self._ingesting: set[Path] = set()
         # A store that starts is in normal mode and without limit, whatever it was before.
@@ -139,29 +140,28 @@ class ImportService:
         rule = request.rewrite_rule
         if rule.old_key_prefix != rule.new_key_prefix or rule.new_timestamp:
             raise DownloadRefusedError("raw files are not rewritten here: leave the rewrite rule empty")
-        async with self._downloads:
-            found = await self._engine.run(existing_span, path)
-            if found is not None:
-                return found
-            data = await self._fetch(request, path)
-            return await self._engine.run(take_sst, data, wanted_range(request.sst), path, self._engine.scratch_dir)
-
-    async def _fetch(self, request: import_sstpb_pb2.DownloadRequest, path: Path) -> bytes:
-        place = _place(request)
-        failed = f"Cannot read {place}/{request.name} into {self._engine.scratch_dir / path.name}: "
+        found = await self._engine.run(existing_span, path)
+        if found is not None:
+            return found
+        failed = f"Cannot read {_place(request)}/{request.name} into {self._engine.scratch_dir / path.name}: "
         try:
-            storage = open_for_store(request.storage_backend)
-            try:
+            # All that wait for their turn hold the storage open together.
+            async with self._storages.use(request.storage_backend) as storage, self._downloads:
                 data = await storage.read(request.name)
-            finally:
-                await storage.close()
+                await self._engine.download_limiter.spend(len(data))
+                if request.sst.length and len(data) != request.sst.length:
+                    raise DownloadRefusedError(f"{failed}downloaded size {len(data)}, expected {request.sst.length}")
+                data = await self._decrypt(request, data)
+                wanted = wanted_range(request.sst)
+                return await self._engine.run(take_sst, data, wanted, path, self._engine.scratch_dir)
+        except DownloadRefusedError:
+            raise
         except StorageNotFoundError:
             raise DownloadRefusedError(failed + "No such file or directory (os error 2)") from None
         except TikvBrError as error:
             raise DownloadRefusedError(failed + error.message) from error
-        await self._engine.download_limiter.spend(len(data))
-        if request.sst.length and len(data) != request.sst.length:
-            raise DownloadRefusedError(f"{failed}downloaded size {len(data)}, expected {request.sst.length}")
+
+    async def _decrypt(self, request: import_sstpb_pb2.DownloadRequest, data: bytes) -> bytes:
         try:
             cipher = Cipher.of_message(request.cipher_info)
         except ValueError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_tikvbr.embedded.storage_errors import NoDirectoryError, io_error, open_for_store
+from airflow_provider_tikvbr.embedded.storages import NoDirectoryError, SharedStorages, io_error, open_for_store
 from airflow_provider_tikvbr.exceptions import (
     AuthenticationError,
     InvalidOptionError,
@@ -14,6 +14,8 @@ from airflow_provider_tikvbr.exceptions import (
     TikvBrError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.storage.local import LocalStorage
 
 # Texts by which tikv-br tells that another try may succeed (tikv-br, pkg/utils/retry.go).
 TRANSIENT = "error during dispatch"
@@ -47,3 +49,25 @@ def test_what_a_store_opens(tmp_path: Path) -> None:
         with pytest.raises(InvalidOptionError) as caught:
             open_for_store(backend)
         assert io_error(caught.value).startswith('Io(Custom { kind: NotFound, error: "')
+
+
+async def test_requests_that_come_together_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Storage] = []
+
+    async def close(self: Storage) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(LocalStorage, "close", close)
+    shared = SharedStorages()
+    one, two = (tmp_path / "one", tmp_path / "two")
+    backends = []
+    for path in (one, two):
+        path.mkdir()
+        backends.append(brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(path))))
+    async with shared.use(backends[0]) as first, shared.use(backends[1]) as other:
+        async with shared.use(backends[0]) as second:
+            assert second is first
+        assert closed == []
+    assert closed == [other, first]
+    async with shared.use(backends[0]) as third:
+        assert third is not first

@@ -5,6 +5,8 @@ TiKV tells storage failures as debug text of Rust's I/O errors, and tools look i
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from airflow_provider_tikvbr.exceptions import (
@@ -53,3 +55,29 @@ def io_error(error: TikvBrError) -> str:
     if isinstance(error, InvalidOptionError):
         return f'Io(Custom {{ kind: NotFound, error: "{text}" }})'
     return f'Io(Custom {{ kind: Other, error: "{text}" }})'
+
+
+class SharedStorages:
+    """Lets many requests that come together share one open storage: opening S3 costs more than reading a small file."""
+
+    def __init__(self) -> None:
+        self._open: dict[bytes, tuple[Storage, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def use(self, backend: brpb_pb2.StorageBackend) -> AsyncIterator[Storage]:
+        """The storage of a backend; it is closed when the last one leaves.
+
+        :raises InvalidOptionError: the kind of storage is not known here.
+        :raises NoDirectoryError: the directory is missing.
+        """
+        name = backend.SerializeToString(deterministic=True)
+        storage, users = self._open.get(name) or (open_for_store(backend), 0)
+        self._open[name] = storage, users + 1
+        try:
+            yield storage
+        finally:
+            storage, users = self._open.pop(name)
+            if users > 1:
+                self._open[name] = storage, users - 1
+            else:
+                await storage.close()
