@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from airflow.sdk.log import mask_secret
 
@@ -25,18 +25,19 @@ def mask_url(url: str) -> None:
 
 
 def secrets_of_url(url: str) -> Iterator[str]:
-    """The secret values in a URL: its password, and the parameters that are secrets by their name."""
+    """The secret values in a URL, as they stand there and decoded: its password, and parameters by their name."""
     try:
         parts = urlsplit(url)
         password = parts.password
     except ValueError:
         return
-    values = [password] if password else []
-    for name, value in parse_qsl(parts.query):
-        if any(word in name.lower().replace("_", "-") for word in _SECRET_WORDS):
-            values.append(value)
-    for value in values:
+    written = [password] if password else []
+    for parameter in parts.query.split("&"):
+        name, _, value = parameter.partition("=")
+        if any(word in unquote(name).lower().replace("_", "-") for word in _SECRET_WORDS):
+            written.append(value)
+    for value in filter(None, written):
         yield value
-        for written in (quote(value, safe=""), quote_plus(value), quote(value)):
-            if written != value:
-                yield written
+        # In a storage URL a plus stands for itself. The libraries below may write the secret in their own way again.
+        secret = unquote(value)
+        yield from {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)} - {value}

@@ -94,6 +94,14 @@ with DAG(
             description_md="MiB per second that each store may write or fetch; 0 = no limit.",
             section="How",
         ),
+        "merge_region_size_bytes": Param(
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            title="Region size",
+            description_md="Bytes up to which neighbouring backup files share a region. Empty: TiKV's region size.",
+            section="How",
+        ),
     },
 ) as dag:
     backup = BackupRawOperator(
@@ -119,6 +127,7 @@ with DAG(
         end="{{ params.end or '' }}",
         format="{{ params.format }}",
         ratelimit="{{ params.ratelimit }}",
+        merge_region_size_bytes="{{ params.merge_region_size_bytes or '' }}",
     )
     verify = ChecksumSensor(
         task_id="verify",

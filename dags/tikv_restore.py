@@ -89,6 +89,14 @@ with DAG(
             description_md="MiB per second that each store may fetch; 0 = no limit.",
             section="How",
         ),
+        "merge_region_size_bytes": Param(
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            title="Region size",
+            description_md="Bytes up to which neighbouring backup files share a region. Empty: TiKV's region size.",
+            section="How",
+        ),
     },
 ) as dag:
     RestoreRawOperator(
@@ -103,4 +111,5 @@ with DAG(
         checksum="{{ params.checksum }}",
         online="{{ params.online }}",
         ratelimit="{{ params.ratelimit }}",
+        merge_region_size_bytes="{{ params.merge_region_size_bytes or '' }}",
     )

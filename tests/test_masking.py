@@ -12,6 +12,8 @@ from airflow_provider_tikvbr.masking import secrets_of_url
         ("/mnt/backup", set()),
         ("s3://bucket/p?access-key=AKIA1&secret-access-key=s3cr3t", {"AKIA1", "s3cr3t"}),
         ("s3://bucket/p?secret_access_key=a%2Fb%2B", {"a/b+", "a%2Fb%2B", "a/b%2B"}),
+        ("s3://bucket/p?secret-access-key=a/b+&x=1", {"a/b+", "a%2Fb%2B", "a/b%2B"}),
+        ("s3://bucket/p?secret-access-key=", set()),
         ("s3://bucket/p?session-token=t0k3n", {"t0k3n"}),
         ("s3://user:hidden@bucket/p", {"hidden"}),
         ("http://[broken", set()),

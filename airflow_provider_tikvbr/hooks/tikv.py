@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,7 +75,7 @@ class TiKVHook(BaseHook):
         :raises InvalidOptionError: one of its fields cannot be right; the message names it and the connection.
         """
         conn = self.get_connection(self.tikv_conn_id)
-        extra: Mapping[str, Any] = {k: v for k, v in conn.extra_dejson.items() if v is not None and v != ""}
+        extra = self._field("extra", lambda: _extra(conn.extra))
         for name in extra:
             if name not in EXTRA_FIELDS:
                 raise self._bad(name, f"there is no such field; there are {', '.join(EXTRA_FIELDS)}")
@@ -167,6 +168,17 @@ def pem(text: str) -> str:
         lines = [data[at : at + 64] for at in range(0, len(data), 64)]
         blocks.append("\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]))
     return "".join(blocks) or text
+
+
+def _extra(text: str | None) -> dict[str, Any]:
+    # Not extra_dejson, which takes JSON that cannot be read for none at all.
+    try:
+        extra = json.loads(text) if text else {}
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise InvalidOptionError("it is not a JSON object", parameter="extra")
+    return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 
 def _tls(extra: Mapping[str, Any]) -> TlsOptions | None:

@@ -112,6 +112,8 @@ def test_what_a_form_leaves_empty_means_the_default(connect: Connect) -> None:
         ({"host": "pd0:x"}, "field host: "),
         ({"host": "https://pd0"}, "field host: PD endpoint https://pd0:2379 needs TLS"),
         ({"host": "pd0", "extra": {"apiversion": "v2"}}, "field apiversion: there is no such field; there are api_v"),
+        ({"host": "pd0", "extra": "{'ca': ''}"}, "field extra: it is not a JSON object"),
+        ({"host": "pd0", "extra": "[1]"}, "field extra: it is not a JSON object"),
         ({"host": "pd0", "extra": {"api_version": "v3"}}, "field api_version: .*give v1, v1ttl or v2"),
         ({"host": "pd0", "extra": {"keyspace_id": 1 << 24}}, "field keyspace_id: .*16777215"),
         ({"host": "pd0", "extra": {"cluster_id": "x"}}, "field cluster_id: "),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import redact
-from airflow.sdk import DAG, BaseOperator
+from airflow.sdk import DAG
 from structlog.testing import capture_logs
 
 from airflow_provider_tikvbr.engine_task import job_owner
@@ -29,76 +29,74 @@ CLASSES = pytest.mark.parametrize(
 )
 
 
-def parameters(cls: type[BaseOperator]) -> dict[str, inspect.Parameter]:
+def parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(cls.__init__).parameters)
     del found["self"], found["kwargs"]
     return found
 
 
 @CLASSES
-def test_every_option_of_the_engine_is_a_parameter(
-    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
-) -> None:
+def test_every_option_of_the_engine_is_a_parameter(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     # the lock's owner is the task itself
     assert set(parameters(cls)) == set(inspect.signature(options).parameters) - {"owner"} | FRONT | own
 
 
 @CLASSES
 def test_every_parameter_but_the_secret_is_a_template(
-    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
+    cls: type[Any], options: Callable[..., Any], own: set[str]
 ) -> None:
     assert set(cls.template_fields) == set(parameters(cls)) - {"crypter_key"}
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters(cls).values())
 
 
 @CLASSES
-def test_defaults_mean_what_the_engines_do(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+def test_defaults_mean_what_the_engines_do(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     mine = {name: p.default for name, p in parameters(cls).items() if name not in FRONT | own}
     assert options(**mine) == options()
 
 
 @CLASSES
-def test_what_is_given_is_kept_unread(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+def test_what_is_given_is_kept_unread(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     given = {name: f"{{{{ params.{name} }}}}" for name in parameters(cls)}
     operator = cls(task_id="task", **given)
     assert {name: getattr(operator, name) for name in given} == given
 
 
 @CLASSES
-def test_templates_are_rendered(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+def test_templates_are_rendered(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     names = set(parameters(cls))
     operator = cls(task_id="task", **{name: f"{{{{ params.{name} }}}}" for name in names})
-    operator.render_template_fields({"params": {name: f"rendered {name}" for name in names}})  # type: ignore[typeddict-item]
+    operator.render_template_fields({"params": {name: f"rendered {name}" for name in names}})
     assert {getattr(operator, name) for name in names - {"crypter_key"}} == {
         f"rendered {name}" for name in names - {"crypter_key"}
     }
-    assert operator.crypter_key == "{{ params.crypter_key }}"  # type: ignore[attr-defined]
+    assert operator.crypter_key == "{{ params.crypter_key }}"
 
 
 @CLASSES
 def test_secrets_of_the_storage_url_are_hidden_once_rendered(
-    cls: type[BaseOperator], options: Callable[..., Any], own: set[str]
+    cls: type[Any], options: Callable[..., Any], own: set[str]
 ) -> None:
     secret = f"s3cr3t+of/{cls.__name__}"
     operator = cls(task_id="task", storage="{{ params.url }}")
     url = f"s3://bucket/p?access-key=AKIA&secret-access-key={secret.replace('/', '%2F')}"
-    operator.render_template_fields({"params": {"url": url}})  # type: ignore[typeddict-item]
-    shown = str(redact(operator.storage))  # type: ignore[attr-defined]
+    operator.render_template_fields({"params": {"url": url}})
+    shown = str(redact(operator.storage))
     assert "***" in shown
     assert secret not in shown
     assert secret.replace("/", "%2F") not in shown
 
 
 @CLASSES
-def test_default_args_reach_it(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+def test_default_args_reach_it(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     with DAG("dag", schedule=None, default_args={"tikv_conn_id": "other", "retries": 7}):
         operator = cls(task_id="task", storage="/x")
-    assert operator.tikv_conn_id == "other"  # type: ignore[attr-defined]
+    assert operator.tikv_conn_id == "other"
     assert operator.retries == 7
 
 
 @CLASSES
-def test_it_may_be_mapped(cls: type[BaseOperator], options: Callable[..., Any], own: set[str]) -> None:
+def test_it_may_be_mapped(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     with DAG("dag", schedule=None):
         cls.partial(task_id="task", storage="/x").expand(tikv_conn_id=["a", "b"])
 
