@@ -199,6 +199,13 @@ async def test_a_store_port_in_use_is_told(tmp_path: Path) -> None:
             await cluster.start()
 
 
+async def test_two_clusters_do_not_share_a_store_port(tmp_path: Path) -> None:
+    async with EmbeddedCluster(data_dir=tmp_path / "1", stores=1) as first:
+        port = int(first.topology.stores[1].address.rpartition(":")[2])
+        with pytest.raises(OSError, match="is another server using it"):
+            await EmbeddedCluster(data_dir=tmp_path / "2", stores=1, store_port=port).start()
+
+
 async def test_one_cluster_at_a_time(tmp_path: Path) -> None:
     async with EmbeddedCluster(data_dir=tmp_path, stores=1) as first:
         with pytest.raises(InvalidOptionError, match="in use by another embedded cluster"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_a_death_is_told_and_kept(tmp_path: Path) -> None:
 
 def test_everything_is_there_again(tmp_path: Path) -> None:
     def picture(topology: Topology) -> list[dict[str, Any]]:
-        return [{"id": r.id, **r.to_json()} for r in topology.regions]
+        return [asdict(r) for r in topology.regions]
 
     state = ClusterState(directory=tmp_path)
     first = make(state, stores=3, replicas=2, split_keys=[UserKey(b"m")])

@@ -30,7 +30,9 @@ def test_batches_never_overlap(state: ClusterState) -> None:
     last = 0
     for step, count in [(0.0, 1), (0.0, MAX_LOGICAL - 1), (0.0, 5), (-50.0, 7), (100.0, 3), (0.0, 1)]:
         now[0] += step
-        largest = oracle.next(count)
+        physical, logical = oracle.allocate(count)
+        assert logical < MAX_LOGICAL
+        largest = physical << 18 | logical
         assert largest - count >= last
         last = largest
 
