@@ -247,7 +247,8 @@ def from_kv_error(text: str, *, method: str, region_id: int, store_id: int, addr
     name = method.rpartition("/")[2]
     message = f"{server_name(address, store_id)} refused {name} for region {region_id}: {_short(text)}"
     low = text.lower()
-    if "api version in request does not match" in low or "key mode mismatched" in low:
+    # A scan's refusal is the debug text of the same error.
+    if "api version in request does not match" in low or "apiversionnotmatched" in low:
         return ApiVersionError(message, **fields)
     return ProtocolError(message, **fields)
 

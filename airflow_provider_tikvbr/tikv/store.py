@@ -209,7 +209,7 @@ class StoreClient:
             raise self._region_error(response.region_error, region.id, self._kv)
         for pair in response.kvs:
             if pair.HasField("error"):
-                raise self._kv_error(str(pair.error), methods.KV_RAW_SCAN.path, region.id)
+                raise self._kv_error(pair.error.abort or str(pair.error), methods.KV_RAW_SCAN.path, region.id)
         return [(ApiKey(pair.key), pair.value) for pair in response.kvs]
 
     # --- helpers ---

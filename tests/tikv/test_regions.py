@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
@@ -159,6 +159,7 @@ def test_forgetting(alone: RegionCache) -> None:
     assert held(alone) == [region(2, b"m", b"")]
 
 
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
