@@ -15,6 +15,7 @@ from airflow_provider_tikvbr.exceptions import (
     BackupFileError,
     ChecksumMismatchError,
     InvalidOptionError,
+    PDUnavailableError,
     StorageError,
     StorageLockedError,
     UnsupportedError,
@@ -32,7 +33,7 @@ from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
-from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, names
+from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
 V1, V1TTL, V2 = ApiVersion
 EVERYTHING = KeyRange(UserKey(b""), UserKey(b""))
@@ -283,6 +284,38 @@ async def test_refused_when_gc_has_passed(tmp_path: Path) -> None:
         assert caught.value.parameter == "safe_interval"
         assert undisturbed(embedded)
     assert not names(place)
+
+
+async def test_a_safepoint_that_was_lost_ends_the_backup(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, V2) as (embedded, client):
+        safe_points = embedded.pd.safe_points
+        slow = embedded.failpoints.fail(methods.BACKUP, delay_s=2.0)
+
+        def lose() -> None:
+            (service,) = safe_points.services()
+            safe_points.update_service(service, 0, 0)
+            safe_points.update_gc(embedded.topology.tso())
+
+        with pytest.raises(PDUnavailableError, match="the GC safepoint of the backup expired"):
+            await meanwhile(run(client, place, gcttl="3s"), lambda: slow.hits == 1, lose)
+        assert undisturbed(embedded)
+    assert not names(place) & {META_NAME, LOCK_NAME}
+
+
+async def test_a_lock_that_was_lost_ends_the_backup(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    other = {"owner": "run-2", "holder": "h", "host": "w1", "pid": 4, "started": "t", "heartbeat": "t"}
+    async with cluster(tmp_path) as (_, client):
+
+        def steal(_: Progress) -> None:
+            (place / LOCK_NAME).write_text(json.dumps(other))
+
+        with pytest.raises(StorageLockedError, match="was lost to run-2"):
+            await run(client, place, Events(on_progress=steal), owner="run-1")
+    assert META_NAME not in names(place)
+    # It belongs to the other run now.
+    assert LOCK_NAME in names(place)
 
 
 async def test_schedulers_are_paused_meanwhile(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,12 @@ import grpc
 import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
-from airflow_provider_tikvbr.exceptions import BudgetExceededError, ProtocolError, RegionRefusedError
+from airflow_provider_tikvbr.exceptions import (
+    BudgetExceededError,
+    ProtocolError,
+    RegionRefusedError,
+    StoreUnavailableError,
+)
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import gaps, push
 from airflow_provider_tikvbr.rawbr.backup import backup
@@ -21,6 +28,7 @@ from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+from airflow_provider_tikvbr.tikv.store import StoreClient
 from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
 V1, V2 = ApiVersion.V1, ApiVersion.V2
@@ -99,6 +107,28 @@ async def test_a_stream_that_breaks_is_opened_again(code: grpc.StatusCode, tmp_p
         assert twice.hits == 2
     await check(tmp_path / "place", summary)
     assert not events.notes
+
+
+async def test_what_comes_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream breaks off when it has told something, so the next one tells that again."""
+    real, told = StoreClient.backup, {}
+
+    async def breaks_once(self: StoreClient, request: Any, **settings: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(real(self, request, **settings)) as responses:
+            async for response in responses:
+                yield response
+                if self.store.id not in told:
+                    told[self.store.id] = response.files[0].name
+                    raise StoreUnavailableError("broken off", store_id=self.store.id)
+
+    monkeypatch.setattr(StoreClient, "backup", breaks_once)
+    async with cluster(tmp_path, V2) as (_, client):
+        summary = await run(client, tmp_path / "place")
+    assert sorted(told) == [1, 2, 3]
+    assert summary.checksum == checksum_of(make_pairs(), KeyCodec(V2).prefix)
+    assert summary.total_ranges == 8
+    # The first ones were replaced, so nothing of them is kept.
+    assert not names(tmp_path / "place") & set(told.values())
 
 
 async def test_a_region_that_is_refused_for_good(tmp_path: Path) -> None:
