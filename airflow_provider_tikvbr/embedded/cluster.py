@@ -191,9 +191,9 @@ class EmbeddedCluster:
 
     # --- PD members that come and go ---
 
-    def lead_pd(self, member: int) -> None:
-        """Make another member of PD the leader, by its place."""
-        self.pd.leader = self.pd.members[member]
+    def lead_pd(self, member: int | None) -> None:
+        """Make another member of PD the leader, by its place; None for an election that does not end."""
+        self.pd.leader = None if member is None else self.pd.members[member]
 
     async def stop_pd(self, member: int) -> None:
         """Take a member of PD down, by its place; if it led, the next one that runs leads on.

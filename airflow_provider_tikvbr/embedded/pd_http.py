@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -32,7 +32,7 @@ class PdHttp:
 
     def app(self) -> web.Application:
         """The application to serve."""
-        app = web.Application()
+        app = web.Application(middlewares=[self._need_leader])
         app.router.add_get(f"{API}/ping", self._ping)
         app.router.add_get(f"{API}/version", self._version)
         app.router.add_get(f"{API}/members", self._members)
@@ -48,6 +48,14 @@ class PdHttp:
         app.router.add_get(f"{API}/config/replicate", self._replicate)
         return app
 
+    @web.middleware
+    async def _need_leader(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if self._pd.leader is None:
+            return web.Response(text="no leader", status=503)
+        return await handler(request)
+
     # --- members and versions ---
 
     async def _ping(self, _request: web.Request) -> web.Response:
@@ -62,7 +70,7 @@ class PdHttp:
     async def _members(self, _request: web.Request) -> web.Response:
         header = {"cluster_id": self._topology.cluster_id}
         members = [_member(m) for m in self._pd.members]
-        leader = _member(self._pd.leader)
+        leader = None if self._pd.leader is None else _member(self._pd.leader)
         return _answer({"header": header, "members": members, "leader": leader, "etcd_leader": leader})
 
     # --- stores and regions ---

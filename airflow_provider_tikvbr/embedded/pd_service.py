@@ -50,7 +50,7 @@ class PlacementDriver:
     """Everything that PD knows; the gRPC and the HTTP half of every member serve the same one.
 
     :param members: all members.
-    :param leader: the member that answers; the others only tell who leads.
+    :param leader: the member that answers; the others only tell who leads. None while an election is on.
     """
 
     topology: Topology
@@ -59,7 +59,7 @@ class PlacementDriver:
     config: ScheduleConfig
     operators: Operators
     members: tuple[PdMember, ...]
-    leader: PdMember
+    leader: PdMember | None
 
 
 class PdService:
@@ -123,7 +123,7 @@ class PdService:
     # --- members and time ---
 
     async def _get_members(self, _request: pdpb_pb2.GetMembersRequest, _context: Any) -> pdpb_pb2.GetMembersResponse:
-        leader = self._pd.leader.message()
+        leader = None if self._pd.leader is None else self._pd.leader.message()
         return pdpb_pb2.GetMembersResponse(
             header=self._header(),
             members=[m.message() for m in self._pd.members],

@@ -108,6 +108,7 @@ class StoreRecord:
     """One store as PD knows it.
 
     :param running: whether it serves just now.
+    :param api_version: what its status server tells, if that is not the cluster's.
     :param death: why it can never start again, or empty.
     :param state: number of ``metapb.StoreState``: 0 up, 1 offline, 2 tombstone.
     """
@@ -122,6 +123,7 @@ class StoreRecord:
     start_timestamp: int = 0
     last_heartbeat: int = 0
     running: bool = False
+    api_version: ApiVersion | None = None
     death: str = ""
 
     def message(self) -> metapb_pb2.Store:

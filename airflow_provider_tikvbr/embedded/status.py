@@ -47,7 +47,8 @@ class StatusServer:
         await self._runner.cleanup()
 
     async def _config(self, _request: web.Request) -> web.Response:
-        return web.Response(text=json.dumps(store_config(self._topology.api_version)), content_type="application/json")
+        api_version = self._topology.api_version if self._store.api_version is None else self._store.api_version
+        return web.Response(text=json.dumps(store_config(api_version)), content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.Response()

@@ -249,3 +249,17 @@ async def test_only_the_leader_of_pd_answers(tmp_path: Path) -> None:
         assert [await ask(cluster, m) for m in range(2)] == [ok, away]
         await cluster.start_pd(2)
         assert await ask(cluster, 2) == away
+
+
+async def test_pd_without_a_leader_tells_of_none(tmp_path: Path) -> None:
+    async with EmbeddedCluster(data_dir=tmp_path, stores=1) as cluster, PdCaller(cluster) as pd:
+        cluster.lead_pd(None)
+        members = await pd.call(methods.PD_GET_MEMBERS, pdpb_pb2.GetMembersRequest())
+        assert len(members.members) == 1
+        assert not members.HasField("leader")
+        with pytest.raises(grpc.aio.AioRpcError, match="not leader"):
+            await pd.call(methods.PD_GET_ALL_STORES, pdpb_pb2.GetAllStoresRequest())
+        async with httpx.AsyncClient(base_url=f"http://{cluster.pd_address}") as http:
+            assert (await http.get("/pd/api/v1/members")).status_code == 503
+            cluster.lead_pd(0)
+            assert (await http.get("/pd/api/v1/members")).status_code == 200

@@ -166,6 +166,8 @@ async def test_stores_tell_their_api_version(tmp_path: Path, api_version: ApiVer
         assert config["storage"]["api-version"] == number
         assert config["storage"]["enable-ttl"] is ttl
         assert config["coprocessor"]["region-split-size"] == "256MiB"
+        cluster.topology.stores[1].api_version = ApiVersion.V2
+        assert (await client.get("/config")).json()["storage"]["api-version"] == 2
         assert (await client.get("/status")).status_code == 200
         metrics = (await client.get("/metrics")).text
         regions = len(cluster.topology.regions)
