@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.records import RegionState
-from airflow_provider_tikvbr.proto import brpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import brpb_pb2, import_sstpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import RegionKey
 from tests.support.recordings import Call
 
@@ -113,7 +113,7 @@ class Replay:
                     setattr(copy, field.name, ids[0])
         for context in messages(copy, kvrpcpb_pb2.Context):
             self._address(call, context)
-        for sst in messages(copy, import_ssts()):
+        for sst in messages(copy, import_sstpb_pb2.SSTMeta):
             found = self.region(sst.region_id, sst.region_epoch.version)
             sst.region_id = found.id
             sst.region_epoch.CopyFrom(found.epoch())
@@ -158,12 +158,6 @@ class Replay:
                 return [await channel.unary_unary(method.path, *codec)(requests[0])], "OK"
             except grpc.aio.AioRpcError as err:
                 return [], err.code().name
-
-
-def import_ssts() -> type[Message]:
-    """The message that names an SST in download and ingest requests."""
-    sst: type[Message] = methods.IMPORT_DOWNLOAD.request.DESCRIPTOR.fields_by_name["sst"].message_type._concrete_class
-    return sst
 
 
 ID_REQUESTS = {m.request for m in (methods.PD_GET_REGION_BY_ID, methods.PD_SCATTER_REGION, methods.PD_GET_OPERATOR)}
