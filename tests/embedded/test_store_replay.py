@@ -16,12 +16,12 @@ from google.protobuf.message import Message
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.records import PeerState, RegionState
-from airflow_provider_tikvbr.proto import brpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import brpb_pb2, import_sstpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, RegionKey, UserKey
 from tests.embedded.stores import Stores
 from tests.support import golden
 from tests.support.recordings import METHODS
-from tests.support.replay import import_ssts, messages
+from tests.support.replay import messages
 
 RECORDING = Path(__file__).parent / "recordings" / "store.jsonl.gz"
 CAS_KEY = UserKey(b"user:00000700cas")
@@ -76,7 +76,7 @@ class Translation:
 
     def translate(self, message: Message) -> None:
         """Change a message in place."""
-        for holder in (*messages(message, kvrpcpb_pb2.Context), *messages(message, import_ssts())):
+        for holder in (*messages(message, kvrpcpb_pb2.Context), *messages(message, import_sstpb_pb2.SSTMeta)):
             known = self.recorded.get(holder.region_id)
             if known is not None:
                 ours = self.region(holder.region_id)
