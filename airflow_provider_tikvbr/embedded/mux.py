@@ -46,17 +46,20 @@ class Mux:
         self._server = await loop.create_server(lambda: _Door(self), host, port, ssl=self._tls)
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def stop(self) -> None:
-        """Close the port and every connection that was passed on to gRPC or is not sorted yet."""
-        if self._server is None:
-            return
-        self._server.close()
+    def close(self) -> None:
+        """Close the port and every connection, but those that the HTTP server has: closing them is its business."""
+        if self._server is not None:
+            self._server.close()
         for task in list(self.tasks):
             task.cancel()
         for transport in list(self.transports):
             _abort(transport)
+
+    async def wait_closed(self) -> None:
+        """Wait until the last connection is gone; call it when the HTTP server has closed its own."""
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        if self._server is not None:
+            await self._server.wait_closed()
 
 
 class _Door(asyncio.Protocol):

@@ -81,8 +81,10 @@ class PdNode:
     async def stop(self) -> None:
         """Close the port first, then what is behind it."""
         if self._mux is not None:
-            await self._mux.stop()
+            self._mux.close()
         await asyncio.gather(self._runner.cleanup(), self._grpc.stop())
+        if self._mux is not None:
+            await self._mux.wait_closed()
 
 
 class StoreNode:

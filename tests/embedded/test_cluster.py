@@ -229,7 +229,7 @@ async def test_only_the_leader_of_pd_answers(tmp_path: Path) -> None:
         async with PdCaller(cluster, address=cluster.pd_addresses[member]) as pd:
             members = await pd.call(methods.PD_GET_MEMBERS, pdpb_pb2.GetMembersRequest())
             assert [m.client_urls[0] for m in members.members] == [f"http://{a}" for a in cluster.pd_addresses]
-            assert members.leader == cluster.pd.leader.message()
+            assert members.leader in members.members
             if members.leader != members.members[member]:
                 with pytest.raises(grpc.aio.AioRpcError, match="not leader") as error:
                     await pd.call(methods.PD_GET_ALL_STORES, pdpb_pb2.GetAllStoresRequest())
