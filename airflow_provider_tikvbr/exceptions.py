@@ -76,9 +76,19 @@ class TikvBrError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling by calling the class again would miss the keywords that differ from class to class.
+        return _rebuild, (type(self), self.message, vars(self))
+
     def attrs(self) -> dict[str, Any]:
         """The public fields that are set, for logs and reports."""
         return {k: v for k, v in vars(self).items() if k != "message" and not k.startswith("_") and v is not None}
+
+
+def _rebuild(cls: type[TikvBrError], message: str, fields: dict[str, Any]) -> TikvBrError:
+    error = cls.__new__(cls, message)
+    vars(error).update(fields)
+    return error
 
 
 class TransientError(TikvBrError):
