@@ -7,6 +7,7 @@ from pathlib import Path
 
 from airflow_provider_tikvbr.embedded.engine import CFS, DATA_PREFIX, DataKey, StoreEngine, engine_key
 from airflow_provider_tikvbr.embedded.sst_writer import write_sst
+from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.exceptions import BackupFileError, TikvBrError
 from airflow_provider_tikvbr.proto import import_sstpb_pb2
 from airflow_provider_tikvbr.storage.sst import FOOTER, MAGIC, SstReader
@@ -33,6 +34,15 @@ def import_path(engine: StoreEngine, sst: import_sstpb_pb2.SSTMeta) -> Path:
         raise ValueError(f"invalid uuid {list(sst.uuid)}")
     name = f"{uuid.UUID(bytes=sst.uuid)}_{sst.region_id}_{epoch.conf_ver}_{epoch.version}_{sst.cf_name}_2.sst"
     return engine.import_dir / name
+
+
+def drop_stale(engine: StoreEngine, topology: Topology) -> None:
+    """Remove the files that can never be ingested, since their region is gone or has changed."""
+    for path in engine.import_dir.iterdir():
+        region_id, *epoch = (int(number) for number in path.name.split("_")[1:4])
+        region = topology.by_id(region_id)
+        if region is None or epoch != [region.conf_ver, region.version]:
+            path.unlink(missing_ok=True)
 
 
 def wanted_range(sst: import_sstpb_pb2.SSTMeta) -> KeyRange[EngineKey]:

@@ -21,6 +21,7 @@ from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, StoreEngine
 from airflow_provider_tikvbr.embedded.import_files import (
     DownloadRefusedError,
     KeySpan,
+    drop_stale,
     existing_span,
     import_path,
     take_sst,
@@ -72,6 +73,7 @@ class ImportService:
         # A store that starts is in normal mode and without limit, whatever it was before.
         self._engine.import_mode.switch(False)
         self._engine.download_limiter.set_rate(0)
+        drop_stale(self._engine, topology)
 
     def handlers(self) -> dict[Method[Any, Any], Handler]:
         """The calls and what serves them."""
@@ -90,6 +92,9 @@ class ImportService:
     ) -> import_sstpb_pb2.SwitchModeResponse:
         """Enter or leave import mode; it ends by itself after a while."""
         self._engine.import_mode.switch(request.mode == import_sstpb_pb2.Import)
+        if not self._engine.import_mode.is_on:
+            # The end of a restore; what it left behind is of no use to the next one.
+            drop_stale(self._engine, self._topology)
         return import_sstpb_pb2.SwitchModeResponse()
 
     async def set_download_speed_limit(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -215,6 +216,17 @@ async def test_downloads_that_cannot_be(stores: Stores, backup: Any) -> None:
     assert list(stores.cluster.engines[1].import_dir.iterdir()) == []
 
 
+async def test_every_block_is_verified(stores: Stores, backup: Any, tmp_path: Path) -> None:
+    path = tmp_path / "backup" / "big_default.sst"
+    write_sst(path, ((DataKey(b"z0%06d" % i), os.urandom(100)) for i in range(4000)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    answer = await download(stores, backup, sst_meta(stores.region(b"0")), 1, name=path.name)
+    assert "Corruption: block checksum mismatch" in answer.error.message
+    assert list(stores.cluster.engines[1].import_dir.iterdir()) == []
+
+
 async def test_an_ingest_is_taken_once(stores: Stores, backup: Any) -> None:
     region = stores.region(b"000")
     await stores.cluster.put([(UserKey(b"000"), b"older"), (UserKey(b"0001"), b"kept")])
@@ -322,6 +334,19 @@ async def test_import_mode_and_limit_are_forgotten_at_a_restart(stores: Stores) 
     await stores.cluster.stop_store(1)
     await stores.cluster.start_store(1)
     assert (engine.import_mode.is_on, engine.download_limiter.rate) == (False, 0)
+
+
+async def test_files_that_can_never_be_ingested_are_removed(stores: Stores, backup: Any) -> None:
+    region, other = stores.cluster.topology.regions
+    for at in (region, other):
+        await download(stores, backup, sst_meta(at), 1)
+    stores.cluster.split([UserKey(b"250")])
+    directory = stores.cluster.engines[1].import_dir
+    seen = []
+    for mode in (import_sstpb_pb2.Import, import_sstpb_pb2.Normal):
+        await stores.call(methods.IMPORT_SWITCH_MODE, import_sstpb_pb2.SwitchModeRequest(mode=mode), 1)
+        seen.append(sorted(int(p.name.split("_")[1]) for p in directory.iterdir()))
+    assert seen == [sorted([region.id, other.id]), [other.id]]
 
 
 async def test_import_mode_is_left_when_asked(stores: Stores) -> None:
