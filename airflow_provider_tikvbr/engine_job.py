@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from airflow_provider_tikvbr.exceptions import JobCancelledError
@@ -37,6 +38,7 @@ class EngineJob(Generic[T]):
         # SimpleQueue, because its get() may be interrupted by a signal handler without harm.
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._latest: Progress | None = None
+        self._latest_at = 0.0
         self._outcome: list[T] = []
         self._error: BaseException | None = None
         # A plain attribute and not an Event: a signal handler must not take a lock that its own thread may hold.
@@ -102,7 +104,7 @@ class EngineJob(Generic[T]):
                 # A cancelled task has no business with its supervisor any more.
                 if self._latest is not None and not self._cancelled:
                     reported = self._latest
-                    on_progress(reported)
+                    on_progress(_now(reported, self._latest_at))
                 continue
             if news is None:
                 break
@@ -117,7 +119,7 @@ class EngineJob(Generic[T]):
         if isinstance(event, Progress):
             if self._latest is not None and event.step != self._latest.step:
                 self._news.put(self._latest)
-            self._latest = event
+            self._latest, self._latest_at = event, time.monotonic()
         else:
             self._news.put(event)
 
@@ -135,6 +137,11 @@ class EngineJob(Generic[T]):
         if self._cancelled:
             raise asyncio.CancelledError
         return await self._work(self._listen)
+
+
+def _now(progress: Progress, at: float) -> Progress:
+    """The state of a step, as old as it is now: while a job stands still, its time goes on."""
+    return replace(progress, elapsed_s=progress.elapsed_s + time.monotonic() - at)
 
 
 def _drop(event: Event) -> None:

@@ -67,7 +67,7 @@ def _connection_type() -> dict[str, Any]:
             "api_version": {
                 "label": "API version",
                 "description": "Refuse the cluster if it has another one. Empty: whatever it has.",
-                "schema": {"type": ["string", "null"], "enum": ["v1", "v1ttl", "v2"]},
+                "schema": {"type": ["string", "null"], "enum": [None, "v1", "v1ttl", "v2"]},
             },
             "cluster_id": {
                 "label": "Cluster ID",

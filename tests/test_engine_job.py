@@ -79,6 +79,8 @@ def test_reports_come_at_a_steady_cadence_though_nothing_moves() -> None:
 
     EngineJob(work).run(on_progress=hear, interval_s=0.01)
     assert {e.done for e in seen} == {1}
+    times = [e.elapsed_s for e in seen]
+    assert times == sorted(set(times)), "the time goes on"
 
 
 def test_a_cancelled_job_cleans_up_and_says_so() -> None:

@@ -48,6 +48,10 @@ START_TIMEOUT_S = 60.0
 REGION_BYTES = 100_000
 AIRFLOW_TIMEOUT_S = 600.0
 
+ENV_HEAD = r"""# Settings of the demo's Airflow: source this file. Those of any other Airflow are dropped.
+unset $(env | sed -n 's/^\(AIRFLOW[A-Za-z0-9_]*\)=.*/\1/p')
+"""
+
 _SUMMARY = re.compile(r'\["(Raw \w+) (\w+) summary"\](.*)')
 _FIELD = re.compile(r"\[([\w()-]+)=([^\]]*)\]")
 
@@ -174,7 +178,9 @@ class Story:
             )
 
     def _airflow(self) -> None:
-        env = {**os.environ, **self._airflow_env()}
+        # Settings of another Airflow may name its database: none of them may reach this one.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        env = {**outside, **self._airflow_env()}
         log = self._work / "logs" / "airflow.log"
         self._tell(f"Airflow's own log: {self._shown(log)}")
         airflow = [sys.executable, "-m", "airflow"]
@@ -264,7 +270,7 @@ class Story:
     def _next(self) -> None:
         env = self._work / "env.sh"
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self._airflow_env().items()]
-        env.write_text("# Settings of the demo's Airflow: source this file.\n" + "\n".join(lines) + "\n")
+        env.write_text(ENV_HEAD + "\n".join(lines) + "\n")
         tikvbr = self._shown(Path(sys.executable).with_name("tikvbr"))
         self._console.print("\n[bold]What to do next[/]")
         self._console.print(

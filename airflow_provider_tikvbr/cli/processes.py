@@ -101,6 +101,10 @@ class Process:
                 raise ProcessError(f"{self.name} did not end within {timeout_s:.0f} s.", log=self.log)
             time.sleep(POLL_S)
 
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._child.send_signal(number)
+
     def lines(self) -> list[str]:
         """The whole lines that have come since the last call, without colours."""
         *whole, self._rest = (self._rest + self._reader.read()).split(b"\n")

@@ -131,7 +131,7 @@ class TiKVHook(BaseHook):
         except asyncio.TimeoutError:
             return False, f"the cluster of connection {self.tikv_conn_id} did not describe itself in time"
         except Exception as err:
-            return False, str(err) or type(err).__name__
+            return False, " ".join(str(err).split()) or type(err).__name__
         return True, sentence(found)
 
     def _field(self, name: str, read: Callable[[], V]) -> V:
