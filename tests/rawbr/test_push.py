@@ -17,6 +17,7 @@ from airflow_provider_tikvbr.exceptions import (
     ProtocolError,
     RegionRefusedError,
     StoreUnavailableError,
+    TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import gaps, push
@@ -28,6 +29,7 @@ from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+from airflow_provider_tikvbr.tikv.retry import Backoff
 from airflow_provider_tikvbr.tikv.store import StoreClient
 from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
@@ -186,6 +188,32 @@ async def test_a_store_that_comes_back(tmp_path: Path) -> None:
         summary = await meanwhile(
             job, lambda: any("left to back up" in note for note in events.notes), lambda: embedded.start_store(2)
         )
+    await check(tmp_path / "place", summary)
+
+
+async def test_progress_gives_new_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pause costs ten seconds of the budget here: four of them are too many, but not if something comes in."""
+
+    class DearPauses(Backoff):
+        def __init__(self, **settings: Any) -> None:
+            self.time = 0.0
+            super().__init__(**settings, clock=lambda: self.time)
+
+        def pause_s(self, error: TransientError) -> float:
+            super().pause_s(error)
+            self.time += 10.0
+            return 0.0
+
+    monkeypatch.setattr(gaps, "Backoff", DearPauses)
+    async with cluster(tmp_path) as (embedded, client):
+        led = [region for region in embedded.topology.regions if region.leader_store_id == 2]
+        assert len(led) == 3
+        # The first round, and then three gaps, one of which is filled now and then.
+        for answers in ("x", "xxx", "xx.", "xx", "x.", "x", "."):
+            for answer in answers:
+                busy = failed(server_is_busy=BUSY) if answer == "x" else None
+                embedded.failpoints.fail(methods.BACKUP, response=busy, store_id=2)
+        summary = await run(client, tmp_path / "place", budget=25)
     await check(tmp_path / "place", summary)
 
 
