@@ -126,6 +126,6 @@ def shape(message: Message, prefix: str = "") -> set[str]:
         path = f"{prefix}{field.name}"
         found.add(path)
         if field.message_type is not None:
-            for one in value if field.is_repeated else [value]:
+            for one in [value] if isinstance(value, Message) else value:
                 found |= shape(one, f"{path}.")
     return found

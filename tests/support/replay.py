@@ -25,7 +25,7 @@ def messages(root: Message, kind: type[Message]) -> Iterator[Any]:
         yield root
     for field, value in root.ListFields():
         if field.message_type is not None:
-            for one in value if field.is_repeated else [value]:
+            for one in [value] if isinstance(value, Message) else value:
                 yield from messages(one, kind)
 
 
@@ -105,12 +105,10 @@ class Replay:
             if field.name == "store_id":
                 setattr(copy, field.name, self.stores[value])
             if field.name in REGION_ID_FIELDS and isinstance(copy, tuple(ID_REQUESTS)):
-                ids = [self.region(i).id for i in (value if field.is_repeated else [value])]
-                copy.ClearField(field.name)
-                if field.is_repeated:
-                    getattr(copy, field.name).extend(ids)
+                if isinstance(value, int):
+                    setattr(copy, field.name, self.region(value).id)
                 else:
-                    setattr(copy, field.name, ids[0])
+                    value[:] = [self.region(i).id for i in value]
         for context in messages(copy, kvrpcpb_pb2.Context):
             self._address(call, context)
         for sst in messages(copy, import_sstpb_pb2.SSTMeta):
