@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -143,6 +144,22 @@ async def test_waits_for_pd_to_spread_but_not_for_ever(tmp_path: Path, monkeypat
         embedded.pd.operators.delay_s = 3600
         events = await split_at(cluster, [b"b"])
         assert warnings_in(events) == ["PD is still moving 1 new regions after 0.2 s; the restore goes on"]
+
+
+async def test_regions_that_move_while_it_waits_are_looked_up_again(tmp_path: Path) -> None:
+    async with target(tmp_path, stores=2, replicas=2) as (embedded, cluster):
+        embedded.pd.operators.delay_s = 0.5
+
+        def move() -> None:
+            for region in embedded.topology.regions:
+                embedded.topology.transfer_leader(region.id, 3 - region.leader_store_id)
+
+        asyncio.get_running_loop().call_later(0.3, move)
+        await split_at(cluster, [b"a", b"b"])
+        for key in (b"", b"a"):
+            region = await cluster.regions.locate(RegionKey(key))
+            assert region.leader is not None
+            assert region.leader.store_id == embedded.topology.region_of(RegionKey(key)).leader_store_id
 
 
 def split_keys(count: int, length: int = 8) -> list[SplitKey]:
