@@ -212,14 +212,17 @@ async def _common_api_version(stores: tuple[Store, ...], options: ClusterOptions
     """The API version on which all stores agree. A store that is down cannot be asked; one at least must answer."""
     if not stores:
         raise StoreUnavailableError("no TiKV store of the cluster is up: start the stores and try again")
-    answers = await asyncio.gather(*(_ask(store, options) for store in stores))
+    # Every question is waited for: none goes on behind the back of a connection that is refused.
+    answers = await asyncio.gather(*(_ask(store, options) for store in stores), return_exceptions=True)
     found: dict[ApiVersion, list[Store]] = {}
     silent: list[TikvBrError] = []
     for store, answer in zip(stores, answers, strict=True):
         if isinstance(answer, ApiVersion):
             found.setdefault(answer, []).append(store)
-        else:
+        elif isinstance(answer, StoreUnavailableError):
             silent.append(answer)
+        else:
+            raise answer
     if not found:
         raise StoreUnavailableError(
             f"no store that PD counts as up tells its API version: {'; '.join(str(error) for error in silent)}"
@@ -231,7 +234,7 @@ async def _common_api_version(stores: tuple[Store, ...], options: ClusterOptions
     return next(iter(found))
 
 
-async def _ask(store: Store, options: ClusterOptions) -> ApiVersion | StoreUnavailableError:
+async def _ask(store: Store, options: ClusterOptions) -> ApiVersion:
     timeout_s = min(5.0, options.connect_timeout_s)
     try:
         return await store_api_version(store, options.tls, timeout_s=timeout_s)
@@ -242,9 +245,7 @@ async def _ask(store: Store, options: ClusterOptions) -> ApiVersion | StoreUnava
         )
         if reason is not None:
             raise reason from err
-        if isinstance(err, AuthenticationError):
-            raise
-        return err
+        raise
 
 
 def _who_says_what(found: Mapping[ApiVersion, list[Store]]) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,31 @@ def test_one_cluster_after_another_in_loops_of_their_own(tmp_path: Path) -> None
 
     assert [asyncio.run(once()) for _ in range(3)] == [3, 3, 3]
     gc.collect()
+
+
+FORKING = """
+import asyncio, os, signal, sys
+from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.options import ClusterOptions
+
+async def use():
+    async with await Cluster.connect(ClusterOptions(pd=(sys.argv[1],))) as cluster:
+        return len(await cluster.up_stores())
+
+assert asyncio.run(use()) == 3
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(asyncio.run(use()))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+assert asyncio.run(use()) == 3
+"""
+
+
+async def test_before_and_after_a_fork(embedded: EmbeddedCluster) -> None:
+    """Airflow forks its tasks from a process that may have talked to a cluster before."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", FORKING, embedded.pd_address)
+    assert await process.wait() == 0
 
 
 # --- what is refused ---
