@@ -105,8 +105,8 @@ def test_it_behaves_like_a_set_of_points(spans: list[tuple[int, int]]) -> None:
         assert left.end < right.start
 
 
-def test_half_a_million_pieces_in_any_order() -> None:
-    count = 500_000
+def test_many_pieces_in_any_order() -> None:
+    count = 100_000
     bounds = [ApiKey(i.to_bytes(4, "big")) for i in range(count)]
     bounds.append(ApiKey(b""))
     order = list(range(count))
