@@ -74,7 +74,11 @@ class LineFormatter(logging.Formatter):
 
 def temporary_log_file(when: datetime) -> Path:
     """Where the log goes when nobody said: a name in the temporary directory that tells the time."""
-    return Path(tempfile.gettempdir()) / f"br.log.{when.astimezone():%Y-%m-%dT%H.%M.%S%z}"
+    offset = when.astimezone().strftime("%z")
+    return (
+        Path(tempfile.gettempdir())
+        / f"br.log.{when.astimezone():%Y-%m-%dT%H.%M.%S}{'Z' if offset == '+0000' else offset}"
+    )
 
 
 def parse_level(text: str) -> int:

@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
+import httpx
 import pytest
+from moto.server import ThreadedMotoServer
 
 from airflow_provider_tikvbr.cli import options as flags
 from airflow_provider_tikvbr.cli.main import main
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.storage import factory
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 from tests.support.certs import Authority
 
@@ -161,21 +166,61 @@ def embedded(*args: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_embedded_cluster_stops_and_is_taken_up_again(sign: signal.Signals, tmp_path: Path) -> None:
-    golden = GOLDEN / "v2" / "range"
+def test_an_embedded_cluster_stops_and_is_taken_up_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    golden = str(GOLDEN / "v2" / "range")
     options = ("--data", tmp_path / "c", "--api-version", "v2", "--split-keys", "75,7573", "--stores", "2")
     with embedded(*options) as (process, pd):
-        restore = run("restore", "raw", "-u", pd, "-s", golden)
-        assert restore.returncode == 0, restore.stderr
-        process.send_signal(sign)
-        assert process.communicate(timeout=30) == ("", "")
+        assert httpx.get(f"http://{pd}/pd/api/v1/stats/region").json()["count"] == 3
+        assert main(["restore", "raw", "-u", pd, "-s", golden]) == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0
-    with embedded(*options) as (_, pd):
-        same = run("checksum", "-u", pd, "-s", golden)
-        assert same.returncode == 0, same.stderr
-        # the two keys of the command and those of the restore
-        assert int(fields(same.stdout.rstrip("\n"), "Raw checksum success summary")["regions"]) >= 2
+    with embedded(*options) as (process, pd):
+        assert main(["checksum", "-u", pd, "-s", golden]) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+    restored, same = capfd.readouterr().out.splitlines()
+    assert fields(restored, "Raw restore success summary")["total-kv"] == "945"
+    assert fields(same, "Raw checksum success summary")["total-kvs"] == "945"
+
+
+def test_a_backup_goes_to_s3(
+    v1: ThreadedCluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLEEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "53c12e7")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.session.Session().client("s3", endpoint_url=f"http://{host}:{port}", region_name="eu-central-1")
+        client.create_bucket(Bucket="backups", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+        job = ["-u", v1.pd_address, "-s", "s3://backups/monday", "--s3.endpoint", f"http://{host}:{port}"]
+        job += ["--s3.region", "eu-central-1"]
+        assert main(["backup", "raw", *job]) == 0, capfd.readouterr()
+        assert main(["checksum", *job]) == 0, capfd.readouterr()
+        names = [entry["Key"] for entry in client.list_objects_v2(Bucket="backups")["Contents"]]
+        client.close()
+    finally:
+        server.stop()
+    assert "monday/backupmeta" in names
+    assert len([name for name in names if name.endswith(".sst")]) == 3
+    out, err = capfd.readouterr()
+    assert "53c12e7" not in out + err
+
+
+def test_a_storage_is_told_whether_to_send_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, bool]] = []
+
+    def refuse(url: str, *, send_credentials: bool) -> None:
+        told.append((url, send_credentials))
+        raise InvalidOptionError("refused", parameter="storage")
+
+    monkeypatch.setattr(factory, "open_storage", refuse)
+    for typed in ([], ["-c=false"], ["--send-credentials-to-tikv"]):
+        assert main(["backup", "raw", "-u", "127.0.0.1:1", "-s", "s3://b/p", "--s3.acl", "private", *typed]) == 1
+    assert told == [("s3://b/p?acl=private", sent) for sent in (True, False, True)]
 
 
 def test_a_backup_that_is_stopped_puts_the_cluster_back(v2: ThreadedCluster, tmp_path: Path) -> None:

@@ -103,9 +103,17 @@ def test_times_are_local_with_their_offset(monkeypatch: pytest.MonkeyPatch) -> N
         time.tzset()
 
 
-def test_the_temporary_file_tells_the_time() -> None:
-    name = temporary_log_file(datetime(2022, 9, 20, 10, 1, 10, tzinfo=timezone.utc)).name
-    assert re.fullmatch(r"br\.log\.2022-09-\d\dT\d\d\.\d\d\.10[+-]\d{4}", name)
+@pytest.mark.parametrize(
+    ("zone", "name"), [("UTC", "br.log.2022-09-20T10.01.10Z"), ("UTC-8", "br.log.2022-09-20T18.01.10+0800")]
+)
+def test_the_temporary_file_tells_the_time(zone: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert temporary_log_file(datetime(2022, 9, 20, 10, 1, 10, tzinfo=timezone.utc)).name == name
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
