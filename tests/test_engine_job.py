@@ -84,28 +84,31 @@ def test_reports_come_at_a_steady_cadence_though_nothing_moves() -> None:
 
 
 def test_a_cancelled_job_cleans_up_and_says_so() -> None:
-    cleaned = threading.Event()
-    started = threading.Event()
+    steps = {name: threading.Event() for name in ("started", "cleaning", "asked again", "cleaned")}
 
     async def work(listener: Listener) -> None:
-        started.set()
+        steps["started"].set()
         try:
             await asyncio.sleep(3600)
         finally:
+            steps["cleaning"].set()
+            await asyncio.to_thread(steps["asked again"].wait, 30)
             await asyncio.sleep(0.05)
-            cleaned.set()
+            steps["cleaned"].set()
 
     job = EngineJob(work)
 
     def cancel() -> None:
-        started.wait(10)
+        steps["started"].wait(30)
         job.cancel()
+        steps["cleaning"].wait(30)
         job.cancel()  # a second one must not break into the cleaning up
+        steps["asked again"].set()
 
     threading.Thread(target=cancel).start()
     with pytest.raises(JobCancelledError):
         job.run()
-    assert cleaned.is_set()
+    assert steps["cleaned"].is_set()
     assert job.cancelled
 
 

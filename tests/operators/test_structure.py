@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import redact
+from airflow.providers.common.compat.sdk import AirflowFailException, redact
 from airflow.sdk import DAG
 from structlog.testing import capture_logs
 
+from airflow_provider_tikvbr import engine_task
 from airflow_provider_tikvbr.engine_task import job_owner
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, TransientError
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
 from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_options, restore_options
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
+from airflow_provider_tikvbr.storage.noop import NoopStorage
+from airflow_provider_tikvbr.storage.url import S3Credentials
 
 FRONT = {"storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv"}
 
@@ -60,6 +66,64 @@ def test_what_is_given_is_kept_unread(cls: type[Any], options: Callable[..., Any
     given = {name: f"{{{{ params.{name} }}}}" for name in parameters(cls)}
     operator = cls(task_id="task", **given)
     assert {name: getattr(operator, name) for name in given} == given
+
+
+@CLASSES
+def test_every_option_reaches_the_engine(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(**given: Any) -> None:
+        seen.update(given)
+        raise InvalidOptionError("enough")
+
+    monkeypatch.setattr(sys.modules[cls.__module__], options.__name__, record)
+    given = {name: f"the {name}" for name in set(parameters(cls)) - own}
+    with pytest.raises(AirflowFailException, match="enough"):
+        cls(task_id="task", **given).execute({})
+    seen.pop("owner", None)
+    assert seen == {name: value for name, value in given.items() if name not in FRONT}
+
+
+@CLASSES
+def test_the_storage_is_opened_as_told_and_always_closed(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
+) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_KEYS",
+        json.dumps(
+            {"conn_type": "aws", "login": "AKIA", "password": "topsecret", "extra": {"aws_session_token": "tok"}}
+        ),
+    )
+    seen: dict[str, Any] = {}
+
+    class Recorder(NoopStorage):
+        async def close(self) -> None:
+            seen["closed"] = True
+            await super().close()
+
+    def record(url: str, **given: Any) -> NoopStorage:
+        seen.update(given, url=url)
+        return Recorder()
+
+    monkeypatch.setattr(engine_task, "open_storage", record)
+    operator = cls(
+        task_id="task",
+        storage="s3://bucket",
+        storage_conn_id="keys",
+        send_credentials_to_tikv="False",
+        tikv_conn_id="tikv_nowhere",
+    )
+    with pytest.raises(TransientError):
+        operator.execute({})
+    assert seen == {
+        "url": "s3://bucket",
+        "credentials": S3Credentials(access_key="AKIA", secret_access_key="topsecret", session_token="tok"),
+        "send_credentials": False,
+        "closed": True,
+    }
+    assert "topsecret" not in str(redact("it is topsecret"))
 
 
 @CLASSES
