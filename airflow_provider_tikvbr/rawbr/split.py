@@ -7,6 +7,7 @@ time on the stores that they were spread to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,11 +61,17 @@ async def split_and_scatter(
     :raises BudgetExceededError: some region would not split for too long.
     """
     pending = sorted({SplitKey(cluster.codec.region_key(k), k) for k in keys if k}, key=lambda k: k.region_key)
+    if pending:
+        listener(Note(level="info", message=f"making room: regions are split at {len(pending)} keys and spread"))
     work = _Splitter(cluster, max_keys=max_keys, listener=listener)
     backoff = Backoff(base_s=0.05, cap_s=2.0, budget_s=budget_s)
     while pending:
         last = RegionKey(pending[-1].region_key + b"\0")
-        regions = await cluster.regions.cover(KeyRange(pending[0].region_key, last))
+        try:
+            regions = await cluster.regions.cover(KeyRange(pending[0].region_key, last))
+        except TransientError as err:
+            await backoff.sleep(err)
+            continue
         jobs = list(_inside(regions, pending))
         pending = [key for _, keys_inside in jobs for key in keys_inside]
         before = len(work.new_regions)
@@ -131,8 +138,9 @@ class _Splitter:
 
         async def known(region_id: int) -> None:
             for pause in _pauses(0.008, 1.0, deadline):
-                if await self._cluster.pd.region_by_id(region_id) is not None:
-                    return
+                with contextlib.suppress(TransientError):
+                    if await self._cluster.pd.region_by_id(region_id) is not None:
+                        return
                 await asyncio.sleep(pause)
 
         await for_each(region_ids, known, concurrency=CONCURRENCY)
@@ -160,8 +168,9 @@ class _Splitter:
 
         async def spread(region_id: int) -> None:
             for pause in _pauses(0.05, 1.0, deadline):
-                if (await self._cluster.pd.operator(region_id)).done:
-                    break
+                with contextlib.suppress(TransientError):
+                    if (await self._cluster.pd.operator(region_id)).done:
+                        break
                 await asyncio.sleep(pause)
             else:
                 late.append(region_id)

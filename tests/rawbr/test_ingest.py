@@ -42,6 +42,7 @@ V2_FULL = Golden("v2", "full")
 
 async def run(cluster: Cluster, listener: Callable[[Event], None] = lambda event: None, **options: Any) -> None:
     golden = V2_FULL if cluster.codec.is_v2 else V1_FULL
+    options = {"budget": "15s", **options}
     await restore(cluster, open_storage(golden.url), restore_options(**options), listener)
 
 

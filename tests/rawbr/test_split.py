@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from google.protobuf.message import Message
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.exceptions import BudgetExceededError, RegionRefusedError
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.rawbr import split
 from airflow_provider_tikvbr.rawbr.events import Event
 from airflow_provider_tikvbr.rawbr.split import MAX_MESSAGE_BYTES, SplitKey, choose_keys, split_and_scatter
@@ -46,7 +48,7 @@ def refused(**fields: Message) -> kvrpcpb_pb2.SplitRegionResponse:
 @pytest.mark.parametrize("max_keys", [1, 3, 1024])
 async def test_every_key_starts_a_region(tmp_path: Path, api_version: ApiVersion, max_keys: int) -> None:
     async with target(tmp_path, api_version, stores=3, replicas=2, split_keys=[b"07", b"12x"]) as (embedded, cluster):
-        assert await split_at(cluster, KEYS, max_keys=max_keys) == []
+        assert warnings_in(await split_at(cluster, KEYS, max_keys=max_keys)) == []
         assert starts(embedded) >= set(KEYS) | {b"12x"}
         # PD has spread them, and the cache knows where they are.
         assert {r.leader_store_id for r in embedded.topology.regions} == {1, 2, 3}
@@ -61,7 +63,7 @@ async def test_every_key_starts_a_region(tmp_path: Path, api_version: ApiVersion
 async def test_a_key_that_starts_a_region_already_is_left_alone(tmp_path: Path) -> None:
     async with target(tmp_path, split_keys=KEYS) as (embedded, cluster):
         before = [(r.id, r.version) for r in embedded.topology.regions]
-        assert await split_at(cluster, [b"", *KEYS]) == []
+        assert warnings_in(await split_at(cluster, [b"", *KEYS])) == []
         assert [(r.id, r.version) for r in embedded.topology.regions] == before
 
 
@@ -102,6 +104,19 @@ async def test_a_leader_that_has_moved_is_followed(tmp_path: Path) -> None:
         assert starts(embedded) >= set(KEYS)
 
 
+@pytest.mark.parametrize(
+    "method", [methods.PD_SCAN_REGIONS, methods.PD_GET_REGION_BY_ID, methods.PD_GET_OPERATOR], ids=lambda m: m.name
+)
+async def test_a_pd_that_is_ill_for_a_while_is_waited_for(tmp_path: Path, method: Method[Any, Any]) -> None:
+    async with target(tmp_path) as (embedded, cluster):
+        header = pdpb_pb2.ResponseHeader(cluster_id=cluster.cluster_id)
+        header.error.type, header.error.message = pdpb_pb2.UNKNOWN, "injected"
+        point = embedded.failpoints.fail(method, response=method.response(header=header), times=3)
+        await split_at(cluster, KEYS)
+        assert point.hits == 3
+        assert starts(embedded) >= set(KEYS)
+
+
 async def test_a_store_that_refuses_for_good_ends_it(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
         embedded.failpoints.fail(
@@ -139,7 +154,7 @@ async def test_a_pd_that_cannot_spread_is_asked_once(tmp_path: Path) -> None:
 async def test_waits_for_pd_to_spread_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with target(tmp_path) as (embedded, cluster):
         embedded.pd.operators.delay_s = 0.3
-        assert await split_at(cluster, [b"a"]) == []
+        assert warnings_in(await split_at(cluster, [b"a"])) == []
         monkeypatch.setattr(split, "SCATTER_WAIT_S", 0.2)
         embedded.pd.operators.delay_s = 3600
         events = await split_at(cluster, [b"b"])
