@@ -6,6 +6,7 @@ without a gap, and then writes backupmeta, which makes the heap of files a backu
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -26,7 +27,7 @@ from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
-from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, write_meta
+from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, write_meta
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.rawbr.push import back_up_range
 from airflow_provider_tikvbr.rawbr.request import backup_request
@@ -39,6 +40,7 @@ from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
 STEP = "Raw backup"
 CHECKSUM_STEP = "Raw backup checksum"
 
+TIMELESS_NAME: Final = re.compile(r"(\d+)[/_]\d+_\d+_default\.sst")
 MIN_CONVERSION: Final = Version("6.1.0")
 MIN_BACKUP_TS: Final = Version("6.2.0")
 
@@ -76,7 +78,7 @@ async def backup(
                 listener=listener,
             )
             await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
-            files = await _finished_files(storage, coverage)
+            files = await _finished_files(storage, coverage, options)
             if safepoint is not None:
                 safepoint.check()
             await lock.confirm()
@@ -162,7 +164,7 @@ def _leases(
         yield SchedulerLease(cluster, listener=listener)
 
 
-async def _finished_files(storage: Storage, coverage: Coverage) -> list[brpb_pb2.File]:
+async def _finished_files(storage: Storage, coverage: Coverage, options: BackupOptions) -> list[brpb_pb2.File]:
     """The files of the backup, after checking that they are all there.
 
     :raises BackupInvalidError: they are not: the backup must not be declared complete.
@@ -183,7 +185,20 @@ async def _finished_files(storage: Storage, coverage: Coverage) -> list[brpb_pb2
                 f"{err}; the stores wrote it, so check that {storage.display_url} is one place that they all share",
                 file=err.file,
             ) from err
+        for file in files:
+            if _may_be_overwritten(file, coverage):
+                await read_file(storage, file, options.cipher)
     return files
+
+
+def _may_be_overwritten(file: brpb_pb2.File, coverage: Coverage) -> bool:
+    """Whether a request that was given up may have written the file once more, after the one whose answer counts.
+
+    The file of the first region of a V1 cluster is named after store, region and epoch alone; all others have the time
+    in their names (TiKV, ``components/backup/src/endpoint.rs``).
+    """
+    found = TIMELESS_NAME.fullmatch(file.name)
+    return found is not None and int(found[1]) in coverage.asked_again
 
 
 async def _remove_replaced(

@@ -60,6 +60,8 @@ class Coverage:
         self.data_size = 0
         #: Names of files that newer answers have replaced.
         self.replaced: list[str] = []
+        #: Stores that were asked more than once; what the first request began may still have been written meanwhile.
+        self.asked_again: set[int] = set()
         #: How many good answers have come in: it grows as long as there is progress.
         self.accepted = 0
         self._codec = codec
@@ -73,6 +75,7 @@ class Coverage:
         self._idle_timeout_s = idle_timeout_s(request.rate_limit)
         self._started = time.monotonic()
         self._told = float("-inf")
+        self._asked: set[int] = set()
 
     def gaps(self) -> list[KeyRange[ApiKey]]:
         """What is not backed up yet."""
@@ -90,6 +93,7 @@ class Coverage:
         request.CopyFrom(self.request)
         request.start_key, request.end_key = keys.start, keys.end
         trouble: TikvBrError | None = None
+        (self.asked_again if client.store.id in self._asked else self._asked).add(client.store.id)
         stream = client.backup(request, idle_timeout_s=self._idle_timeout_s)
         async with aclosing(stream):
             async for response in stream:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
@@ -31,7 +32,7 @@ from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
 from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
@@ -342,6 +343,33 @@ async def test_files_that_are_not_there_make_no_backup(tmp_path: Path) -> None:
         with pytest.raises(BackupFileError, match=r"is missing.*one place that they all share"):
             await run(client, place, Events(on_progress=lose))
     assert not names(place) & {META_NAME, LOCK_NAME}
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+async def test_a_file_that_a_given_up_request_may_overwrite_is_read(asked_again: bool, tmp_path: Path) -> None:
+    place = tmp_path / "backup"
+    async with cluster(tmp_path) as (embedded, client):
+        first = embedded.topology.region_of(RegionKey(b""))
+        if asked_again:
+            embedded.failpoints.fail(
+                methods.BACKUP, code=grpc.StatusCode.UNAVAILABLE, store_id=first.leader_store_id, times=1
+            )
+        name = f"{first.leader_store_id}/{first.id}_{first.version}_default.sst"
+
+        def overwrite(progress: Progress) -> None:
+            file = place / name
+            if file.exists() and progress.done == progress.total:
+                file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+        job = run(client, place, Events(on_progress=overwrite))
+        if asked_again:
+            with pytest.raises(BackupFileError, match=name):
+                await job
+            assert not (place / "backupmeta").exists()
+        else:
+            # Nobody else can have written it, so its whole content is not read for nothing.
+            await job
+        assert undisturbed(embedded)
 
 
 async def test_a_checksum_that_differs(tmp_path: Path) -> None:
