@@ -114,7 +114,9 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
         LOGGER.warning("received signal to stop", extra={"fields": {"signal": sign.name}})
         task.cancel()
 
-    for sign in STOP_SIGNALS:
+    # what whoever started us told us to ignore stays ignored: nohup means SIGHUP
+    heard = [sign for sign in STOP_SIGNALS if signal.getsignal(sign) is not signal.SIG_IGN]
+    for sign in heard:
         loop.add_signal_handler(sign, stop, sign)
     try:
         return await task
@@ -123,7 +125,7 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
             raise
         raise JobCancelledError(f"{received[0].name} stopped the job before it was complete") from None
     finally:
-        for sign in STOP_SIGNALS:
+        for sign in heard:
             loop.remove_signal_handler(sign)
 
 

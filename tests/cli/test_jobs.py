@@ -124,9 +124,9 @@ except TikvBrError as err:
 """
 
 
-def start(undo_s: float) -> subprocess.Popen[str]:
+def start(undo_s: float, *before: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(undo_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, sys.executable, "-c", SCRIPT, str(undo_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
@@ -153,6 +153,15 @@ def test_a_second_signal_quits_at_once() -> None:
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert out == ""
+
+
+def test_nohup_is_respected() -> None:
+    process = start(0, "nohup")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert "SIGHUP" not in err
+    assert err.endswith("SIGTERM stopped the job before it was complete\n")
 
 
 def test_a_terminal_gets_a_bar_and_a_temporary_log_file(tmp_path: Path) -> None:
