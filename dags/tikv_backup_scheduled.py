@@ -15,8 +15,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, Asset, Param
-from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_tikvbr.macros import below
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
