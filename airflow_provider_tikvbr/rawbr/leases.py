@@ -87,6 +87,8 @@ class Lease(ABC):
 
     #: What is held, for messages.
     name: str
+    #: What becomes of it if it cannot be undone.
+    expiry: str = "it ends by itself"
 
     def __init__(self, cluster: Cluster, *, renew_s: float, listener: Listener = ignore) -> None:
         self.cluster = cluster
@@ -163,9 +165,10 @@ class Lease(ABC):
         steps = self.undo_steps()
         deadline = asyncio.get_running_loop().time() + UNDO_S
         failed = await asyncio.gather(*(self._undo_step(step, deadline) for step in steps.values()))
-        left = [f"{where} ({error})" for where, error in zip(steps, failed, strict=True) if error]
+        left = [e if where in e else f"{where}: {e}" for where, e in zip(steps, failed, strict=True) if e]
         if left:
-            self.listener(Note(level="warning", message=f"could not end {self.name} on {', '.join(left)}"))
+            message = f"could not end {self.name}; {self.expiry}: {'; '.join(left)}"
+            self.listener(Note(level="warning", message=message))
 
     async def _undo_step(self, step: Callable[[], Awaitable[None]], deadline: float) -> str:
         """Try until it works or the time is up; the last error's text, or nothing."""
@@ -179,6 +182,8 @@ class Lease(ABC):
                 if not isinstance(err, TransientError) or loop.time() + UNDO_PAUSE_S >= deadline:
                     return str(err)
                 await asyncio.sleep(UNDO_PAUSE_S)
+            except Exception as err:  # whatever it is, the other steps must have their turn
+                return f"{type(err).__name__}: {err}"
             else:
                 return ""
 
@@ -247,6 +252,7 @@ class ImportModeLease(_StoresLease):
     """
 
     name = "import mode"
+    expiry = "a store leaves it by itself after ten minutes"
 
     def __init__(self, cluster: Cluster, *, interval_s: float, listener: Listener = ignore) -> None:
         super().__init__(cluster, renew_s=interval_s, listener=listener)
@@ -267,11 +273,16 @@ class SpeedLimitLease(_StoresLease):
     """
 
     name = "the download speed limit"
+    expiry = "a store forgets it when it restarts"
 
     def __init__(self, cluster: Cluster, *, bytes_per_s: int, listener: Listener = ignore) -> None:
         # Renewed for stores that restart meanwhile: they forget it.
         super().__init__(cluster, renew_s=SPEED_LIMIT_RENEW_S if bytes_per_s else 0, listener=listener)
         self.bytes_per_s = bytes_per_s
+
+    def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """One step per store, if there is a limit at all."""
+        return super().undo_steps() if self.bytes_per_s else {}
 
     async def change(self, client: StoreClient) -> None:
         """Limit one store."""
@@ -290,6 +301,7 @@ class SchedulerLease(Lease):
     """
 
     name = "the pause of PD's schedulers"
+    expiry = "it ends by itself after five minutes"
 
     def __init__(self, cluster: Cluster, *, listener: Listener = ignore) -> None:
         super().__init__(cluster, renew_s=RENEW_PAUSE_S, listener=listener)
@@ -351,4 +363,7 @@ async def hold(*leases: Lease) -> AsyncIterator[None]:
 
 
 async def _stop_all(leases: list[Lease]) -> None:
-    await asyncio.gather(*(lease.stop() for lease in leases))
+    done = await asyncio.gather(*(lease.stop() for lease in leases), return_exceptions=True)
+    for error in done:
+        if isinstance(error, BaseException):
+            raise error

@@ -233,7 +233,16 @@ async def test_each_step_of_an_undo_is_tried_and_what_fails_is_told(monkeypatch:
         assert switch.armed == 1
     assert not switch.on
     assert switch.undone > 1
-    assert warnings_in(switch.events) == ["could not end the switch on here (it is down)"]
+    assert warnings_in(switch.events) == ["could not end the switch; it ends by itself: here: it is down"]
+
+
+async def test_an_undo_that_breaks_does_not_keep_the_others_from_theirs() -> None:
+    broken, whole = Switch(undo=RuntimeError("broken")), Switch()
+    async with hold(broken, whole):
+        pass
+    assert not broken.on
+    assert not whole.on
+    assert warnings_in(broken.events) == ["could not end the switch; it ends by itself: here: RuntimeError: broken"]
 
 
 async def test_an_undo_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +255,7 @@ async def test_an_undo_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     switch.undo_steps = lambda: {"here": hang}  # type: ignore[method-assign]
     async with switch:
         pass
-    assert warnings_in(switch.events) == ["could not end the switch on here (no answer in time)"]
+    assert warnings_in(switch.events) == ["could not end the switch; it ends by itself: here: no answer in time"]
 
 
 async def test_what_fails_to_start_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,4 +324,4 @@ async def test_one_store_that_is_down_does_not_keep_the_others_changed(
         assert not embedded.pd.schedulers.paused()
         found = warnings_in(events)
         assert len(found) == 2
-        assert all("on store 2 (" in message for message in found)
+        assert all("; a store " in message and ": store 2 (" in message for message in found)
