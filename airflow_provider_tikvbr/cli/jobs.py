@@ -114,8 +114,9 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
         LOGGER.warning("received signal to stop", extra={"fields": {"signal": sign.name}})
         task.cancel()
 
-    # what whoever started us told us to ignore stays ignored: nohup means SIGHUP
-    heard = [sign for sign in STOP_SIGNALS if signal.getsignal(sign) is not signal.SIG_IGN]
+    # nohup asks to ignore SIGHUP; a shell ignores SIGINT for what it starts in the background, but does not mean it
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [sign for sign in STOP_SIGNALS if not (under_nohup and sign is signal.SIGHUP)]
     for sign in heard:
         loop.add_signal_handler(sign, stop, sign)
     try:

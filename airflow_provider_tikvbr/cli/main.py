@@ -18,7 +18,7 @@ from airflow_provider_tikvbr import __version__
 from airflow_provider_tikvbr.cli.embedded import demo, embedded
 from airflow_provider_tikvbr.cli.flags import canonical, spellings
 from airflow_provider_tikvbr.cli.raw import backup_raw, checksum, restore_raw
-from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TikvBrError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -95,6 +95,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(err.format_message())
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped")
+    except JobCancelledError as err:
+        code = _fail(err.message)
+        if args is None:
+            # A thread may hang in a call to a storage that does not answer, and Python would wait for it.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     except TikvBrError as err:
         return _fail(_in_flags(err))
     except Exception as err:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,6 +246,28 @@ def test_a_backup_that_is_stopped_puts_the_cluster_back(v2: ThreadedCluster, tmp
     assert state(v2) == before
     assert not (tmp_path / "b" / "backupmeta").exists()
     assert not (tmp_path / "b" / "backup.lock").exists()
+
+
+def test_a_storage_that_does_not_answer_does_not_keep_a_stopped_job(v1: ThreadedCluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = f"s3://backups/monday?endpoint={endpoint}&access-key=a&secret-access-key=53c12e7"
+        process = subprocess.Popen(
+            [*TIKVBR, "backup", "raw", "-u", v1.pd_address, "-s", url], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            silent.accept()[0].close()
+            hanging, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        hanging.close()
+    assert process.returncode == 1
+    assert err.endswith("Error: SIGINT stopped the job before it was complete\n")
+    assert "53c12e7" not in err
 
 
 # --- bad input ---
