@@ -67,7 +67,8 @@ def run_job(
     :raises TikvBrError: the job failed; a log file, if there is one, tells it already.
     """
     level = parse_level(output.log_level)
-    watched = sys.stderr.isatty() and LOG_TO_TERMINAL not in os.environ
+    # A dumb terminal cannot redraw a line, so it gets log lines like a file.
+    watched = sys.stderr.isatty() and LOG_TO_TERMINAL not in os.environ and os.environ.get("TERM") != "dumb"
     file = _log_file(output.log_file, watched=watched)
     with logging_to(file or sys.stderr, level):
         if file:

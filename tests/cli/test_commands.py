@@ -280,7 +280,7 @@ def state(cluster: ThreadedCluster) -> dict[str, Any]:
             "regions": [(r.id, r.keys) for r in c.topology.regions],
             "safe points": c.pd.safe_points.services(),
             "paused": sorted(c.pd.schedulers.paused()),
-            "settings": c.pd.config.ttl_values(),
+            "settings": c.pd.config.ttl_values(after_s=1),
             "import mode": [engine.import_mode.is_on for engine in c.engines.values()],
             "speed limits": [engine.download_limiter.rate for engine in c.engines.values()],
         }

@@ -164,7 +164,8 @@ def test_nohup_is_respected() -> None:
     assert err.endswith("SIGTERM stopped the job before it was complete\n")
 
 
-def test_a_terminal_gets_a_bar_and_a_temporary_log_file(tmp_path: Path) -> None:
+def on_a_terminal(term: str, tmp_path: Path) -> bytes:
+    """Run a job whose standard error is a terminal of that kind; what the terminal shows."""
     script = """
 import sys
 from airflow_provider_tikvbr.cli.jobs import Output, run_job
@@ -173,7 +174,7 @@ run_job("Raw backup", work, output=Output(), arguments={})
 """
     terminal, end = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k != "BR_LOG_TO_TERM"}
-    environ |= {"TMPDIR": str(tmp_path), "TERM": "xterm", "COLUMNS": "120"}
+    environ |= {"TMPDIR": str(tmp_path), "TERM": term, "COLUMNS": "120"}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=end, env=environ)
     os.close(end)
     shown = b""
@@ -191,9 +192,21 @@ run_job("Raw backup", work, output=Output(), arguments={})
     process.stdout.close()
     assert process.wait(30) == 0
     assert out.endswith(b'["Raw backup success summary"] [total-ranges=3]\n')
+    return shown
+
+
+def test_a_terminal_gets_a_bar_and_a_temporary_log_file(tmp_path: Path) -> None:
+    shown = on_a_terminal("xterm", tmp_path)
     (log,) = tmp_path.iterdir()
     assert log.name.startswith("br.log.")
     assert f"Detail BR log in {log}".encode() in shown
-    assert b"Raw backup" in shown
+    assert b"<-" in shown
     assert b"100.00%" in shown
     assert "[arguments]" in log.read_text()
+
+
+def test_a_terminal_that_cannot_redraw_gets_log_lines(tmp_path: Path) -> None:
+    shown = on_a_terminal("dumb", tmp_path)
+    assert b"<-" not in shown
+    assert b"[progress]" in shown
+    assert not list(tmp_path.iterdir())

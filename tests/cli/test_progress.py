@@ -68,9 +68,11 @@ def test_notes_go_to_the_log_by_their_level(tmp_path: Path) -> None:
     assert lines(log) == ['["no data in the range"]', "[connected]"]
 
 
-def screen() -> tuple[Console, io.StringIO]:
+def screen(width: int = 120) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    return Console(file=out, force_terminal=True, width=120, color_system=None), out
+    # Its own environment: the tests may run on a terminal that can do less.
+    terminal = {"TERM": "xterm"}
+    return Console(file=out, force_terminal=True, width=width, color_system=None, _environ=terminal), out
 
 
 def test_a_terminal_shows_a_bar_with_speed_and_time_left() -> None:
@@ -95,8 +97,8 @@ def test_each_step_keeps_its_bar_and_warnings_stand_above() -> None:
 
 
 def test_a_narrow_terminal_gets_a_short_bar() -> None:
-    out = io.StringIO()
-    with BarProgress(console=Console(file=out, force_terminal=True, width=60, color_system=None)) as listen:
+    console, out = screen(width=60)
+    with BarProgress(console=console) as listen:
         listen(progress(50))
     assert "<-----" in out.getvalue()
     assert all(len(line) <= 60 for line in out.getvalue().replace("\r", "\n").split("\n") if "<-" in line)
