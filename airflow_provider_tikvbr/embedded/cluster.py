@@ -19,6 +19,7 @@ from airflow_provider_tikvbr.embedded.operators import Operators
 from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
 from airflow_provider_tikvbr.embedded.raw import region_bounds
 from airflow_provider_tikvbr.embedded.records import RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.releases import zero_ttl_is_for_good
 from airflow_provider_tikvbr.embedded.safepoints import SafePoints
 from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
 from airflow_provider_tikvbr.embedded.serving import ServerTls
@@ -123,7 +124,7 @@ class EmbeddedCluster:
                 state=state, clock=self._clock, barriers=int(self._version.split(".", maxsplit=1)[0]) >= 9
             ),
             schedulers=Schedulers(clock=self._clock),
-            config=ScheduleConfig(state=state, clock=self._clock),
+            config=ScheduleConfig(state=state, clock=self._clock, zero_is_for_good=zero_ttl_is_for_good(self._version)),
             operators=Operators(topology=topology, clock=self._clock),
             members=members,
             leader=members[0],

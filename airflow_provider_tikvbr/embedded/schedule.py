@@ -106,11 +106,13 @@ class ScheduleConfig:
 
     :param state: where all of them are kept, the values for a while too.
     :param clock: seconds since the epoch.
+    :param zero_is_for_good: whether a time of 0 seconds means no time limit, as in PD before 6.1.
     """
 
-    def __init__(self, *, state: ClusterState, clock: Callable[[], float]) -> None:
+    def __init__(self, *, state: ClusterState, clock: Callable[[], float], zero_is_for_good: bool = False) -> None:
         self._state = state
         self._clock = clock
+        self._zero_is_for_good = zero_is_for_good
         self._values: dict[str, Any] = {**DEFAULTS, **state.read("schedule")}
         self._ttl: dict[str, tuple[Any, float]] = {
             name: (value, until) for name, (value, until) in state.read("schedule_ttl").items()
@@ -120,11 +122,14 @@ class ScheduleConfig:
         """The lasting settings: values for a while do not show here, as in PD."""
         return dict(self._values)
 
-    def ttl_values(self) -> dict[str, Any]:
-        """The live values for a while, by full name such as ``schedule.max-snapshot-count``."""
+    def ttl_values(self, *, after_s: float = 0) -> dict[str, Any]:
+        """The live values for a while, by full name such as ``schedule.max-snapshot-count``.
+
+        :param after_s: only those that still hold so many seconds from now.
+        """
         now = self._clock()
         self._ttl = {name: value for name, value in self._ttl.items() if value[1] > now}
-        return {name: value for name, (value, _) in self._ttl.items()}
+        return {name: value for name, (value, until) in self._ttl.items() if until > now + after_s}
 
     def effective(self, name: str) -> Any:
         """The value of a setting that PD acts upon now."""
@@ -144,10 +149,14 @@ class ScheduleConfig:
         self._state.write("schedule", known.items())
 
     def update_ttl(self, values: Mapping[str, Any], ttl_s: int) -> None:
-        """Set values for a while; 0 seconds removes them.
+        """Set values for a while; 0 seconds removes them, or, before 6.1, sets them for good.
 
         :raises ValueError: PD has no such value for a while.
         """
+        if ttl_s <= 0 and self._zero_is_for_good:
+            self._values.update(values := {name.removeprefix(PREFIX): value for name, value in values.items()})
+            self._state.write("schedule", values.items())
+            return
         for name in values:
             if name not in TTL_KEYS:
                 raise ValueError(f"unsupported ttl config {name}")

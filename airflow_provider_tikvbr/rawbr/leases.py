@@ -329,7 +329,7 @@ class SchedulerLease(Lease):
 
         steps = {name: resume(name) for name in self._paused}
         if self._settings:
-            steps["PD's schedule settings"] = lambda: http.set_schedule_ttl(self._settings, 0)
+            steps["PD's schedule settings"] = lambda: http.end_schedule_ttl(self._settings)
         return steps
 
 

@@ -91,11 +91,21 @@ class PDHttp:
         ``/config/schedule`` ignores the time limit and changes the settings for good, so this goes to ``/config``.
 
         :param values: by the names of :meth:`schedule_config`.
-        :param ttl_s: for how long, in seconds; 0 ends it now.
+        :param ttl_s: for how long, in seconds; at least 1. PD before 6.1 reads 0 as no time limit, and changes the
+            settings for good (PD, ``server/api/config.go``).
         """
+        if ttl_s < 1:
+            raise ValueError(f"temporary settings cannot last {ttl_s} s")
         # PD keeps every value as text; large JSON numbers would get an exponent, which not every PD reads back.
         body = {f"{SCHEDULE}{name}": _text(value) for name, value in values.items()}
         await self._request("POST", f"{API}/config?ttlSecond={ttl_s}", body=body)
+
+    async def end_schedule_ttl(self, values: Mapping[str, int | bool | str]) -> None:
+        """Let temporary settings end: a second later the permanent ones hold again, in every version of PD.
+
+        :param values: what was given to :meth:`set_schedule_ttl`.
+        """
+        await self.set_schedule_ttl(values, 1)
 
     # --- requests ---
 

@@ -73,6 +73,16 @@ def test_zero_seconds_removes_values_for_a_while(state: ClusterState) -> None:
         config.update_ttl({"max-snapshot-count": 40}, 300)
 
 
+def test_zero_seconds_are_for_good_before_6_1(state: ClusterState) -> None:
+    config = ScheduleConfig(state=state, clock=Clock(), zero_is_for_good=True)
+    config.update_ttl({"schedule.max-snapshot-count": 40}, 300)
+
+    config.update_ttl({"schedule.max-snapshot-count": 41}, 0)
+
+    assert config.values()["max-snapshot-count"] == 41
+    assert config.ttl_values() == {"schedule.max-snapshot-count": 40}
+
+
 def test_all_values_outlive_a_restart(state: ClusterState) -> None:
     clock = Clock()
     config = ScheduleConfig(state=state, clock=clock)

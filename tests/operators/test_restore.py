@@ -120,4 +120,4 @@ def test_a_killed_restore_ends_at_once_and_puts_the_cluster_back(target: Threade
         task.execute({})
     assert paused == [True]
     assert target.apply(lambda c: c.pd.schedulers.paused()) == {}
-    assert target.apply(lambda c: c.pd.config.ttl_values()) == {}
+    assert target.apply(lambda c: c.pd.config.ttl_values(after_s=1)) == {}

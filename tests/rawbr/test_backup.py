@@ -85,7 +85,7 @@ def check_meta(meta: brpb_pb2.BackupMeta, embedded: EmbeddedCluster, dst: ApiVer
 def undisturbed(embedded: EmbeddedCluster) -> bool:
     """Whether nothing is left on the cluster of what a backup sets there."""
     pd = embedded.pd
-    return not pd.safe_points.services() and not pd.schedulers.paused() and not pd.config.ttl_values()
+    return not pd.safe_points.services() and not pd.schedulers.paused() and not pd.config.ttl_values(after_s=1)
 
 
 @pytest.mark.parametrize("version", [V1, V1TTL, V2])

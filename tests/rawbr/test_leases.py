@@ -137,8 +137,9 @@ async def test_a_store_that_refuses_for_good_ends_the_job_and_all_is_undone(tmp_
 # --- schedulers ---
 
 
-async def test_schedulers_are_paused_meanwhile(tmp_path: Path) -> None:
-    async with target(tmp_path, stores=3) as (embedded, cluster):
+@pytest.mark.parametrize("version", ["5.4.0", "8.5.0"])
+async def test_schedulers_are_paused_meanwhile(version: str, tmp_path: Path) -> None:
+    async with target(tmp_path, stores=3, version=version) as (embedded, cluster):
         config = embedded.pd.config.values()
         async with SchedulerLease(cluster):
             assert set(embedded.pd.schedulers.paused()) == {

@@ -61,7 +61,7 @@ async def check(place: Path, summary: BackupSummary, version: ApiVersion = V1) -
 def undisturbed(embedded: EmbeddedCluster, place: Path) -> bool:
     """Whether nothing is left of a backup that failed but files that no backupmeta names."""
     pd = embedded.pd
-    left = pd.safe_points.services() or pd.schedulers.paused() or pd.config.ttl_values()
+    left = pd.safe_points.services() or pd.schedulers.paused() or pd.config.ttl_values(after_s=1)
     return not left and not names(place) & {META_NAME, LOCK_NAME}
 
 

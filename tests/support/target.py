@@ -61,7 +61,7 @@ def is_as_before(embedded: EmbeddedCluster) -> bool:
         not any(e.import_mode.is_on for e in embedded.engines.values())
         and not any(e.download_limiter.rate for e in embedded.engines.values())
         and not embedded.pd.schedulers.paused()
-        and not embedded.pd.config.ttl_values()
+        and not embedded.pd.config.ttl_values(after_s=1)
     )
 
 

@@ -75,8 +75,10 @@ async def test_settings_for_a_while_leave_the_permanent_ones_alone(http: PDHttp,
         "schedule.max-pending-peer-count": "2147483647",
         "schedule.enable-location-replacement": "false",
     }
-    await http.set_schedule_ttl({"max-snapshot-count": 40, "enable-location-replacement": False}, 0)
-    assert list(cluster.pd.config.ttl_values()) == ["schedule.max-pending-peer-count"]
+    await http.end_schedule_ttl({"max-snapshot-count": 40, "enable-location-replacement": False})
+    assert list(cluster.pd.config.ttl_values(after_s=1)) == ["schedule.max-pending-peer-count"]
+    with pytest.raises(ValueError, match="cannot last 0 s"):
+        await http.set_schedule_ttl({"max-snapshot-count": 40}, 0)
 
 
 async def test_a_setting_that_cannot_be_set_for_a_while(http: PDHttp) -> None:
