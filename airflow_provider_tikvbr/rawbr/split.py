@@ -169,7 +169,7 @@ class _Splitter:
         async def spread(region_id: int) -> None:
             for pause in _pauses(0.05, 1.0, deadline):
                 with contextlib.suppress(TransientError):
-                    if (await self._cluster.pd.operator(region_id)).done:
+                    if not await self._cluster.pd.is_scattering(region_id):
                         break
                 await asyncio.sleep(pause)
             else:

@@ -37,7 +37,6 @@ class ClusterDescription:
 
     :param pd_leader: host and port of PD's leader.
     :param pd_members: number of PD's members.
-    :param cluster_version: the version that PD holds the cluster to.
     :param stores_up: number of TiKV stores that are up.
     :param stores_total: number of TiKV stores that PD knows, up or not.
     :param tikv_versions: the versions of the stores that are up, lowest first, each once.
@@ -46,18 +45,10 @@ class ClusterDescription:
     cluster_id: int
     pd_leader: str
     pd_members: int
-    cluster_version: str
     stores_up: int
     stores_total: int
     tikv_versions: tuple[str, ...]
     api_version: ApiVersion
-
-    def __str__(self) -> str:
-        return (
-            f"cluster {self.cluster_id}, PD leader {self.pd_leader} ({self.pd_members} members),"
-            f" {self.stores_up} of {self.stores_total} stores up, TiKV {', '.join(self.tikv_versions)},"
-            f" API {self.api_version.name}"
-        )
 
 
 class Cluster:
@@ -168,7 +159,6 @@ class Cluster:
             cluster_id=self.cluster_id,
             pd_leader=self.pd.leader_address,
             pd_members=len(self.pd.members),
-            cluster_version=self.cluster_version_text,
             stores_up=len(up),
             stores_total=len(stores),
             tikv_versions=tuple(versions),

@@ -28,13 +28,11 @@ class Leader:
 
     :param url: its client URL.
     :param members: host and port of every member, the leader first.
-    :param version: its version; may be empty.
     """
 
     cluster_id: int
     url: str
     members: tuple[str, ...]
-    version: str
 
     @property
     def address(self) -> str:
@@ -132,7 +130,6 @@ async def _ask(members: Members, endpoint: str, timeout_s: float, cluster_id: in
         cluster_id=response.header.cluster_id,
         url=url,
         members=tuple(dict.fromkeys((address, *others))),
-        version=response.leader.binary_version,
     )
     if address != endpoint:
         await _check_leader(members, endpoint, leader, timeout_s)

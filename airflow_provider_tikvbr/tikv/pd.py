@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from airflow_provider_tikvbr.exceptions import (
     BudgetExceededError,
-    InvalidOptionError,
     PDUnavailableError,
     ProtocolError,
     RegionNotFoundError,
     WrongClusterError,
 )
-from airflow_provider_tikvbr.proto import keyspacepb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import methods, pdpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.tikv import errors
 from airflow_provider_tikvbr.tikv.discovery import PAUSE_S, Leader, Members, find_leader
@@ -38,20 +36,6 @@ CALL_TIMEOUT_S = 10.0
 CALL_BUDGET_S = 30.0
 LOGICAL_BITS = 18
 SCATTER = b"scatter-region"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScatterState:
-    """What PD is doing with a region.
-
-    :param done: whether no scatter is under way (any more).
-    :param desc: name of the operator that PD runs or ran last.
-    :param status: its state by name, such as ``RUNNING``; empty if PD knows of no operator.
-    """
-
-    done: bool
-    desc: str = ""
-    status: str = ""
 
 
 class PDClient:
@@ -101,11 +85,6 @@ class PDClient:
         return self._leader.cluster_id
 
     @property
-    def leader_url(self) -> str:
-        """The leader's client URL, as PD tells it."""
-        return self._leader.url
-
-    @property
     def leader_address(self) -> str:
         """Host and port of the leader."""
         return self._leader.address
@@ -114,11 +93,6 @@ class PDClient:
     def members(self) -> tuple[str, ...]:
         """Host and port of every member, the leader first."""
         return self._leader.members
-
-    @property
-    def version(self) -> str:
-        """PD's own version, as it reports it; may be empty."""
-        return self._leader.version
 
     async def tso(self) -> int:
         """A fresh timestamp: milliseconds since 1970 shifted left by 18 bits, plus a counter."""
@@ -162,7 +136,7 @@ class PDClient:
         return [Region.of(region, leader) for region, leader in pairs]
 
     async def scatter(self, region_ids: Sequence[int]) -> int:
-        """Ask PD to spread regions over the stores; it does so in its own time (see :meth:`operator`).
+        """Ask PD to spread regions over the stores; it does so in its own time (see :meth:`is_scattering`).
 
         :return: for how many per cent of them PD has made a plan.
         :raises UnsupportedError: this PD cannot.
@@ -171,19 +145,15 @@ class PDClient:
         response = await self._call(methods.PD_SCATTER_REGION, request)
         return response.finished_percentage
 
-    async def operator(self, region_id: int) -> ScatterState:
-        """What PD is doing with a region."""
+    async def is_scattering(self, region_id: int) -> bool:
+        """Whether PD is still spreading a region."""
         request = pdpb_pb2.GetOperatorRequest(header=self._header(), region_id=region_id)
         try:
             response = await self._call(methods.PD_GET_OPERATOR, request)
         except RegionNotFoundError:
-            return ScatterState(done=True)
-        running = response.status == pdpb_pb2.RUNNING
-        return ScatterState(
-            done=not (running and response.desc == SCATTER),
-            desc=response.desc.decode(errors="replace"),
-            status=pdpb_pb2.OperatorStatus.Name(response.status),
-        )
+            # PD knows of no operator of that region.
+            return False
+        return response.status == pdpb_pb2.RUNNING and response.desc == SCATTER
 
     async def gc_safe_point(self) -> int:
         """The timestamp below which old versions may be collected."""
@@ -204,23 +174,6 @@ class PDClient:
         )
         response = await self._call(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, request)
         return response.min_safe_point
-
-    async def load_keyspace(self, name: str) -> int:
-        """The id of a keyspace.
-
-        :raises InvalidOptionError: PD knows no such keyspace, or it is not enabled.
-        """
-        request = keyspacepb_pb2.LoadKeyspaceRequest(header=self._header(), name=name)
-        try:
-            response = await self._call(methods.KEYSPACE_LOAD, request)
-        except (ProtocolError, PDUnavailableError) as err:
-            if err.code not in ("ENTRY_NOT_FOUND", "UNKNOWN"):
-                raise
-            raise InvalidOptionError(f"the cluster has no keyspace {name!r}: {err}", parameter="keyspace") from err
-        if response.keyspace.state != keyspacepb_pb2.ENABLED:
-            state = keyspacepb_pb2.KeyspaceState.Name(response.keyspace.state)
-            raise InvalidOptionError(f"keyspace {name!r} is not in use: its state is {state}", parameter="keyspace")
-        return response.keyspace.id
 
     # --- calls ---
 

@@ -87,17 +87,11 @@ class Backoff:
         await asyncio.sleep(self.pause_s(error))
 
 
-async def retry(
-    work: Callable[[], Awaitable[T]],
-    backoff: Backoff,
-    *,
-    on_error: Callable[[TransientError], Awaitable[None] | None] | None = None,
-) -> T:
+async def retry(work: Callable[[], Awaitable[T]], backoff: Backoff) -> T:
     """Run work until it succeeds, fails for good, or the budget is spent.
 
     :param work: called once per try.
     :param backoff: pauses and budget.
-    :param on_error: told each transient error before the pause, for instance to refresh a cache.
     :raises BudgetExceededError: the budget is spent.
     """
     while True:
@@ -107,8 +101,4 @@ async def retry(
             # An inner budget has run out already; retrying here would only multiply the waiting.
             raise
         except TransientError as err:
-            if on_error is not None:
-                done = on_error(err)
-                if done is not None:
-                    await done
             await backoff.sleep(err)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from airflow_provider_tikvbr.exceptions import ProtocolError, UnsupportedError
+from airflow_provider_tikvbr.exceptions import ProtocolError
 from airflow_provider_tikvbr.proto import (
     brpb_pb2,
     errorpb_pb2,
@@ -105,15 +105,6 @@ class StoreClient:
         request = import_sstpb_pb2.IngestRequest(context=context, sst=sst)
         response = await self._data.call(methods.IMPORT_INGEST, request, timeout_s=timeout_s)
         self._check_ingest(response, context)
-
-    async def supports_multi_ingest(self, *, timeout_s: float = CALL_TIMEOUT_S) -> bool:
-        """Ask by an empty request: a store that knows the call answers with some region error, which means nothing."""
-        request = import_sstpb_pb2.MultiIngestRequest()
-        try:
-            await self._data.call(methods.IMPORT_MULTI_INGEST, request, timeout_s=timeout_s)
-        except UnsupportedError:
-            return False
-        return True
 
     async def switch_mode(self, *, import_mode: bool, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Switch to import mode, which the store leaves by itself after ten minutes, or back to normal."""

@@ -16,7 +16,7 @@ from airflow_provider_tikvbr import exceptions as e
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.proto import metapb_pb2, methods, pdpb_pb2
-from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, UserKey
 from airflow_provider_tikvbr.tikv.options import ClusterOptions, TlsOptions
 from tests.support.certs import Authority, KeyPair
@@ -72,9 +72,14 @@ async def test_a_cluster_says_what_it_is(tmp_path: Path, api_version: ApiVersion
             assert cluster.cluster_version == Version("7.5.1")
             assert cluster.cluster_version_text == "7.5.1"
             description = await cluster.describe()
-            assert str(description) == (
-                f"cluster {cluster.cluster_id}, PD leader {embedded.pd_address} (1 members),"
-                f" 3 of 3 stores up, TiKV 7.5.1, API {api_version.name}"
+            assert description == ClusterDescription(
+                cluster_id=cluster.cluster_id,
+                pd_leader=embedded.pd_address,
+                pd_members=1,
+                stores_up=3,
+                stores_total=3,
+                tikv_versions=("7.5.1",),
+                api_version=api_version,
             )
 
 

@@ -24,9 +24,8 @@ async def test_any_member_tells_the_leader() -> None:
         group.leader = 2
         async with await PDClient.connect(options(group.addresses[0])) as pd:
             assert pd.leader_address == group.addresses[2]
-            assert pd.leader_url == f"http://{group.addresses[2]}"
             assert pd.members == (group.addresses[2], group.addresses[0], group.addresses[1])
-            assert (pd.cluster_id, pd.version) == (77, "v8.5.0")
+            assert pd.cluster_id == 77
 
 
 async def test_dead_and_silent_endpoints_do_not_matter() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.exceptions import (
-    InvalidOptionError,
     PDUnavailableError,
     ProtocolError,
     RegionNotFoundError,
@@ -21,7 +20,7 @@ from airflow_provider_tikvbr.proto import metapb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
-from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS, PDClient, ScatterState
+from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS, PDClient
 from tests.tikv.servers import Group
 
 EVERYTHING = KeyRange(RegionKey(b""), RegionKey(b""))
@@ -90,23 +89,16 @@ async def test_safe_points(pd: PDClient) -> None:
 
 async def test_scatter(pd: PDClient, cluster: EmbeddedCluster) -> None:
     ids = [region.id for region in cluster.topology.regions]
+    cluster.pd.operators.delay_s = 3600
     assert await pd.scatter(ids) == 100
+    assert [await pd.is_scattering(number) for number in ids] == [True] * len(ids)
 
-    for number in ids:
-        for _ in range(1000):
-            if (await pd.operator(number)).done:
-                break
-            await asyncio.sleep(0.01)
-    assert await pd.operator(987654) == ScatterState(done=True)
+    cluster.pd.operators.delay_s = 0
+    assert await pd.scatter(ids) == 100
+    assert [await pd.is_scattering(number) for number in [*ids, 987654]] == [False] * (len(ids) + 1)
+
     with pytest.raises(RegionNotFoundError):
         await pd.scatter([])
-
-
-async def test_keyspaces(pd: PDClient) -> None:
-    assert await pd.load_keyspace("DEFAULT") == 0
-    with pytest.raises(InvalidOptionError, match="has no keyspace 'nope'") as caught:
-        await pd.load_keyspace("nope")
-    assert caught.value.parameter == "keyspace"
 
 
 async def test_an_error_of_a_moment_is_tried_again(pd: PDClient, cluster: EmbeddedCluster) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.message import Message
 
@@ -274,15 +273,6 @@ async def test_import_mode_and_speed_limit(place: Place, embedded: EmbeddedClust
     assert engine.download_limiter.rate == 5 << 20
     await place.client.set_download_speed_limit(0)
     assert engine.download_limiter.rate == 0
-
-
-async def test_multi_ingest_is_probed(place: Place, embedded: EmbeddedCluster) -> None:
-    assert await place.client.supports_multi_ingest()
-    embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNIMPLEMENTED)
-    assert not await place.client.supports_multi_ingest()
-    embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNAVAILABLE)
-    with pytest.raises(e.StoreUnavailableError):
-        await place.client.supports_multi_ingest()
 
 
 # --- every region error, from every call ---
