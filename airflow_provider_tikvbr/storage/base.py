@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 from airflow_provider_tikvbr.exceptions import StorageError
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -55,10 +55,6 @@ class Storage(ABC):
         """Whether the file is there."""
 
     @abstractmethod
-    async def size(self, name: str) -> int:
-        """Its length in bytes."""
-
-    @abstractmethod
     async def read(self, name: str) -> bytes:
         """All of it."""
 
@@ -80,10 +76,6 @@ class Storage(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         """The files whose name starts with ``prefix``, sorted by name; unfinished ones are left out."""
-
-    @abstractmethod
-    def open_read(self, name: str) -> BinaryIO:
-        """Open a file for reading and seeking. Blocks: call it and its result in a thread."""
 
     async def close(self) -> None:  # noqa: B027  most kinds hold nothing
         """Give back what is held. May be called twice."""

@@ -13,7 +13,6 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from airflow_provider_tikvbr.exceptions import (
     StorageError,
@@ -58,10 +57,6 @@ class LocalStorage(Storage):
         """Whether the file is there."""
         return await asyncio.to_thread(self._exists, check_name(name))
 
-    async def size(self, name: str) -> int:
-        """Its length in bytes."""
-        return await asyncio.to_thread(self._size, check_name(name))
-
     async def read(self, name: str) -> bytes:
         """All of it."""
         return await asyncio.to_thread(self._read, check_name(name))
@@ -82,12 +77,6 @@ class LocalStorage(Storage):
         """The files whose name starts with ``prefix``, sorted by name."""
         for info in await asyncio.to_thread(self._list, prefix):
             yield info
-
-    def open_read(self, name: str) -> BinaryIO:
-        """Open a file for reading."""
-        path = self._path(check_name(name))
-        with self._mapped("read", path):
-            return path.open("rb")
 
     # --- blocking halves ---
 
@@ -120,11 +109,6 @@ class LocalStorage(Storage):
         path = self._path(name)
         with self._mapped("look for", path):
             return path.is_file()
-
-    def _size(self, name: str) -> int:
-        path = self._path(name)
-        with self._mapped("read", path):
-            return path.stat().st_size
 
     def _read(self, name: str) -> bytes:
         path = self._path(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 from airflow_provider_tikvbr.exceptions import StorageNotFoundError
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -32,10 +32,6 @@ class NoopStorage(Storage):
         check_name(name)
         return False
 
-    async def size(self, name: str) -> int:
-        """Always refused."""
-        raise self._missing(name)
-
     async def read(self, name: str) -> bytes:
         """Always refused."""
         raise self._missing(name)
@@ -58,10 +54,6 @@ class NoopStorage(Storage):
         nothing: tuple[ObjectInfo, ...] = ()
         for info in nothing:
             yield info
-
-    def open_read(self, name: str) -> BinaryIO:
-        """Always refused."""
-        raise self._missing(name)
 
     def _missing(self, name: str) -> StorageNotFoundError:
         return StorageNotFoundError(

@@ -7,12 +7,11 @@ its texts may quote URLs and keys.
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -24,9 +23,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from smart_open import s3 as smart_s3
 
-from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.s3_errors import is_missing, map_error, status_of
@@ -110,10 +107,6 @@ class S3Storage(Storage):
         """Whether the object is there."""
         return await self._call("look for", check_name(name), lambda client: self._exists(client, name))
 
-    async def size(self, name: str) -> int:
-        """Its length in bytes."""
-        return await self._call("read", check_name(name), lambda client: self._size(client, name))
-
     async def read(self, name: str) -> bytes:
         """All of it."""
         check_name(name)
@@ -180,17 +173,6 @@ class S3Storage(Storage):
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
-
-    def open_read(self, name: str) -> BinaryIO:
-        """Open an object for reading and seeking; it is fetched as it is read."""
-        key = self.location.object_key(check_name(name))
-
-        def open_object(client: Any) -> Any:
-            self._size(client, name)  # a missing object is refused now, not at the first read
-            return smart_s3.open(self.location.bucket, key, "rb", client=client, defer_seek=True)
-
-        source = self._run("read", name, open_object)
-        return io.BufferedReader(_Reader(source, lambda error: map_error(error, self.location, "read", name)))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -295,42 +277,3 @@ class S3Storage(Storage):
                 return False
             raise
         return True
-
-    def _size(self, client: Any, name: str) -> int:
-        length: int = client.head_object(**self._place(name))["ContentLength"]
-        return length
-
-
-class _Reader(io.RawIOBase):
-    """An object that is being read, with this package's errors."""
-
-    def __init__(self, source: Any, mapped: Callable[[Exception], TikvBrError]) -> None:
-        self._source = source
-        self._mapped = mapped
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        position: int = self._source.tell()
-        return position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position: int = self._source.seek(offset, whence)
-        return position
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._source.read(len(buffer))
-        except (ClientError, BotoCoreError, OSError) as error:
-            raise self._mapped(error) from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()

@@ -80,8 +80,6 @@ def map_error(error: Exception, location: S3Location, doing: str, name: str) -> 
     url = location.display_url
     what = f"cannot {doing} {url}/{name}" if name else f"cannot {doing} {url}"
     service = location.endpoint or f"Amazon S3 in {location.region}"
-    # smart_open wraps what boto3 raises.
-    error = getattr(error, "backend_error", None) or error
     if isinstance(error, ClientError):
         return _answer(error, location, what, service, name)
     if isinstance(error, _CREDENTIALS):

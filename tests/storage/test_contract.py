@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 
 import pytest
 
@@ -20,7 +19,6 @@ async def test_what_is_written_is_read_again(storage: Storage) -> None:
     data = bytes(range(256)) * 40
     await storage.write("1/7_4_default.sst", data)
     assert await storage.read("1/7_4_default.sst") == data
-    assert await storage.size("1/7_4_default.sst") == len(data)
     assert await storage.exists("1/7_4_default.sst")
     assert not await storage.exists("1/7_4_default")
 
@@ -64,39 +62,20 @@ async def test_delete(storage: Storage) -> None:
     assert await names(storage) == []
 
 
-async def test_open_read_seeks(storage: Storage) -> None:
-    data = bytes(range(256)) * 1000
-    await storage.write("a.sst", data)
-
-    def read() -> tuple[bytes, bytes, bytes]:
-        with storage.open_read("a.sst") as file:
-            head = file.read(10)
-            file.seek(-10, io.SEEK_END)
-            tail = file.read()
-            file.seek(1000)
-            return head, tail, file.read(3)
-
-    assert await asyncio.to_thread(read) == (data[:10], data[-10:], data[1000:1003])
-
-
 async def test_missing_files(storage: Storage) -> None:
-    for call in (storage.read, storage.size):
-        with pytest.raises(StorageNotFoundError, match=r"gone.sst does not exist"):
-            await call("1/gone.sst")
     with pytest.raises(StorageNotFoundError, match=r"gone.sst does not exist"):
-        await asyncio.to_thread(storage.open_read, "1/gone.sst")
+        await storage.read("1/gone.sst")
+    assert not await storage.exists("1/gone.sst")
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../outside", "1/../../outside", "1//a", "./a", "a\0b"])
 async def test_names_cannot_lead_outside(storage: Storage, name: str) -> None:
-    for call in (storage.read, storage.size, storage.exists, storage.delete):
+    for call in (storage.read, storage.exists, storage.delete):
         with pytest.raises(StorageError, match="is not the name of a file inside a backup"):
             await call(name)
     for put in (storage.write, storage.create):
         with pytest.raises(StorageError, match="is not the name of a file inside a backup"):
             await put(name, b"x")
-    with pytest.raises(StorageError, match="is not the name of a file inside a backup"):
-        storage.open_read(name)
 
 
 async def test_prepare_leaves_nothing(storage: Storage) -> None:
