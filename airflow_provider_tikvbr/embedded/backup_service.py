@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DATA_PREFIX, DataKey, StoreEngine
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
+from airflow_provider_tikvbr.embedded.releases import knows_ciphers
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
 from airflow_provider_tikvbr.embedded.storages import io_error, open_for_store
@@ -269,11 +270,11 @@ class _Job:
             total_bytes=digest.bytes,
             cf=self._cf,
             size=len(stored),
-            cipher_iv=iv,
+            cipher_iv=iv if knows_ciphers(self._topology.version) else b"",
         )
 
     def _cipher(self) -> Cipher:
-        if not self._request.HasField("cipher_info"):
+        if not self._request.HasField("cipher_info") or not knows_ciphers(self._topology.version):
             return PLAINTEXT
         info = self._request.cipher_info
         try:

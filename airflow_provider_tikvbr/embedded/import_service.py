@@ -28,6 +28,7 @@ from airflow_provider_tikvbr.embedded.import_files import (
     wanted_range,
 )
 from airflow_provider_tikvbr.embedded.records import RegionState
+from airflow_provider_tikvbr.embedded.releases import knows_ciphers, knows_multi_ingest
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.storages import SharedStorages
 from airflow_provider_tikvbr.embedded.topology import Topology
@@ -77,13 +78,15 @@ class ImportService:
 
     def handlers(self) -> dict[Method[Any, Any], Handler]:
         """The calls and what serves them."""
-        return {
+        table: dict[Method[Any, Any], Handler] = {
             methods.IMPORT_SWITCH_MODE: self.switch_mode,
             methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT: self.set_download_speed_limit,
             methods.IMPORT_DOWNLOAD: self.download,
             methods.IMPORT_INGEST: self.ingest,
-            methods.IMPORT_MULTI_INGEST: self.multi_ingest,
         }
+        if knows_multi_ingest(self._topology.version):
+            table[methods.IMPORT_MULTI_INGEST] = self.multi_ingest
+        return table
 
     # --- settings ---
 
@@ -167,6 +170,8 @@ class ImportService:
             raise DownloadRefusedError(failed + error.message) from error
 
     async def _decrypt(self, request: import_sstpb_pb2.DownloadRequest, data: bytes) -> bytes:
+        if not knows_ciphers(self._topology.version):
+            return data
         try:
             cipher = Cipher.of_message(request.cipher_info)
         except ValueError as error:

@@ -14,3 +14,13 @@ def release_of(version: str) -> tuple[int, int]:
 def zero_ttl_is_for_good(version: str) -> bool:
     """Whether PD takes a TTL of 0 seconds for none at all (PD before 6.1, ``server/api/config.go``)."""
     return release_of(version) < (6, 1)
+
+
+def knows_ciphers(version: str) -> bool:
+    """Whether TiKV encrypts backup files; before 5.3 it leaves them plain, whatever it is told."""
+    return release_of(version) >= (5, 3)
+
+
+def knows_multi_ingest(version: str) -> bool:
+    """Whether TiKV takes several files in one call; the first 5.0 does not."""
+    return release_of(version) >= (5, 1)

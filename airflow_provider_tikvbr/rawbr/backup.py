@@ -25,6 +25,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, live_checksum
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
+from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
 from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, write_meta
@@ -55,7 +56,7 @@ async def backup(
     :param options: what to back up and how.
     :param listener: told what happens meanwhile.
     :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
-    :raises UnsupportedError: the checksum needs a newer cluster.
+    :raises UnsupportedError: the checksum, the cipher or the storage's credentials need a newer cluster.
     :raises BackupExistsError: the place holds a backup.
     :raises StorageLockedError: another job writes there.
     :raises BudgetExceededError: a part could not be backed up for too long; it says which.
@@ -64,6 +65,7 @@ async def backup(
     started = time.monotonic()
     dst = destination(cluster, options)
     await storage.prepare()
+    check_can_open(cluster, storage.backend())
     async with BackupLock.acquire(storage, owner=options.owner) as lock:
         safepoint = _safepoint(cluster, options, listener)
         async with hold(*_leases(cluster, options, safepoint, listener)):
@@ -122,7 +124,7 @@ def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
     """The API version of the backup, after checking that the cluster can make it as asked.
 
     :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
-    :raises UnsupportedError: the checksum needs a newer cluster.
+    :raises UnsupportedError: the checksum or the cipher needs a newer cluster.
     """
     now, dst = cluster.api_version, options.dst_api_version
     if dst is None:
@@ -140,6 +142,7 @@ def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
             )
     if options.checksum:
         check_can_checksum(cluster)
+    check_can_encrypt(cluster, options.cipher)
     return dst
 
 

@@ -61,7 +61,7 @@ class Ingester:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._queues: dict[tuple[int, int, int], _Queue] = {}
-        # Every TiKV since 4.0 knows MultiIngest; the first answer tells.
+        # The first 5.0 does not know MultiIngest; the first answer tells.
         self._multi = True
 
     async def ingest(self, region: Region, sst: import_sstpb_pb2.SSTMeta) -> None:

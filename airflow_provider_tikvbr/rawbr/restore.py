@@ -22,6 +22,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, cluster_checksum, expected_checksum
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
+from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
 from airflow_provider_tikvbr.rawbr.limits import region_limits
@@ -58,13 +59,15 @@ async def restore(
     :raises BackupInvalidError: there is no backup, or it is damaged, or encrypted with another key.
     :raises ApiVersionError: the cluster has another API version than the backup.
     :raises KeyRangeError: the range is not inside the one that was backed up.
-    :raises UnsupportedError: the checksum needs a newer cluster.
+    :raises UnsupportedError: the checksum, the cipher or the storage's credentials need a newer cluster.
     :raises BudgetExceededError: a file made no progress for too long; it says which, and where.
     :raises ChecksumMismatchError: all files are restored, but the range of the cluster holds other pairs (too).
     """
     started = time.monotonic()
     if options.checksum:
         check_can_checksum(cluster)
+    check_can_encrypt(cluster, options.cipher)
+    check_can_open(cluster, storage.backend())
     meta = await read_meta(storage, options.cipher)
     plan = make_plan(meta, cluster.codec, options.keys)
     await check_files(storage, [planned.file for planned in plan.files])

@@ -269,6 +269,20 @@ async def test_an_old_cluster_cannot_checksum(tmp_path: Path) -> None:
     assert not summary.verified
 
 
+async def test_an_old_cluster_cannot_encrypt(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    async with cluster(tmp_path, version="5.2.4") as (_, client):
+        with pytest.raises(
+            UnsupportedError, match=r"encryption needs a cluster of version 5\.3\.0 .* leave the files plain"
+        ):
+            await run(client, place, **AES)
+        assert not place.exists()
+        assert (await run(client, place)).total_kv
+    meta, found = await content(place)
+    assert [file.cipher_iv for file in meta.files] == [b""] * 8
+    assert found == [(*pair, 0) for pair in make_pairs()]
+
+
 @pytest.mark.parametrize(("cluster_version", "expected"), [("6.1.7", False), ("6.2.0", True)])
 async def test_backup_ts_from_6_2_on(cluster_version: str, expected: bool, tmp_path: Path) -> None:
     async with cluster(tmp_path, V2, version=cluster_version) as (_, client):

@@ -214,6 +214,20 @@ async def test_an_old_cluster_is_not_split_beforehand_and_cannot_count(tmp_path:
         assert await held(embedded) == expected(V1_FULL)
 
 
+async def test_an_old_cluster_cannot_decrypt(tmp_path: Path) -> None:
+    async with target(tmp_path, version="5.2.4") as (embedded, cluster):
+        with pytest.raises(UnsupportedError, match="encryption needs a cluster"):
+            await run(cluster, Golden("v1", "aes256"))
+        assert await held(embedded) == []
+
+
+@pytest.mark.parametrize("version", ["5.0.0", "5.1.0"])
+async def test_an_old_cluster_takes_files_one_by_one_or_together(version: str, tmp_path: Path) -> None:
+    async with target(tmp_path, version=version) as (embedded, cluster):
+        await run(cluster, V1_FULL)
+        assert await held(embedded) == expected(V1_FULL)
+
+
 # --- cancellation ---
 
 
