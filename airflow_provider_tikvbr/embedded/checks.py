@@ -11,7 +11,7 @@ from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS
 from airflow_provider_tikvbr.embedded.records import RegionState
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, metapb_pb2
-from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiVersion, KeyRange, RegionKey
+from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiKey, ApiVersion, KeyRange, RegionKey
 
 MAX_KEY_LENGTH = 8 * 1024
 
@@ -61,7 +61,7 @@ def check_api_version(storage: ApiVersion, context: kvrpcpb_pb2.Context, command
         )
 
 
-def check_key_mode(storage: ApiVersion, keys: Iterable[bytes], command: str) -> None:
+def check_key_mode(storage: ApiVersion, keys: Iterable[ApiKey], command: str) -> None:
     """In V2, refuse keys that are not raw keys."""
     if storage is not ApiVersion.V2:
         return
@@ -74,12 +74,12 @@ def check_key_mode(storage: ApiVersion, keys: Iterable[bytes], command: str) -> 
             )
 
 
-def is_raw_range(start: bytes, end: bytes) -> bool:
+def is_raw_range(start: ApiKey, end: ApiKey) -> bool:
     """Whether a V2 range holds raw keys only: both ends given, of one mode, or up to the end of the mode."""
     return start[:1] == RAW_MODE and (end[:1] == RAW_MODE or end == bytes([RAW_MODE[0] + 1]))
 
 
-def check_range_mode(storage: ApiVersion, ranges: Iterable[tuple[bytes, bytes]], command: str) -> None:
+def check_range_mode(storage: ApiVersion, ranges: Iterable[tuple[ApiKey, ApiKey]], command: str) -> None:
     """In V2, refuse ranges that are open or leave the raw keys."""
     if storage is not ApiVersion.V2:
         return
@@ -93,7 +93,7 @@ def check_range_mode(storage: ApiVersion, ranges: Iterable[tuple[bytes, bytes]],
             )
 
 
-def check_key_size(keys: Iterable[bytes]) -> None:
+def check_key_size(keys: Iterable[ApiKey]) -> None:
     """Refuse keys that are too long."""
     for key in keys:
         if len(key) > MAX_KEY_LENGTH:

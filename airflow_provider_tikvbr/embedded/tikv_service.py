@@ -118,7 +118,7 @@ class TikvService:
         return response
 
     async def _scan(
-        self, request: Any, ranges: Sequence[tuple[bytes, bytes]], limit: int, command: str, out: Any
+        self, request: Any, ranges: Sequence[tuple[ApiKey, ApiKey]], limit: int, command: str, out: Any
     ) -> None:
         checks.check_api_version(self._api, request.context, command)
         checks.check_range_mode(self._api, ranges, command)
@@ -132,10 +132,10 @@ class TikvService:
             out.add(key=pair.key, value=b"" if request.key_only else pair.value)
 
     def _scan_range(
-        self, start: bytes, end: bytes, region: RegionState, *, reverse: bool
+        self, start: ApiKey, end: ApiKey, region: RegionState, *, reverse: bool
     ) -> KeyRange[EngineKey] | None:
         """Check where the scan seeks to, and clip its range to the region; None if nothing is left."""
-        seek, stop = RegionKey(self._raw.bound(ApiKey(start))), RegionKey(self._raw.bound(ApiKey(end)))
+        seek, stop = RegionKey(self._raw.bound(start)), RegionKey(self._raw.bound(end))
         checks.check_in_region(seek, region, inclusive=True)
         keys = KeyRange(stop, seek) if reverse else KeyRange(seek, stop)
         if reverse and not seek:
@@ -227,13 +227,13 @@ class TikvService:
             self._delete(request, request.keys, "raw_batch_delete")
         return response
 
-    def _delete(self, request: Any, keys: Sequence[bytes], command: str) -> None:
+    def _delete(self, request: Any, keys: Sequence[ApiKey], command: str) -> None:
         checks.check_api_version(self._api, request.context, command)
         checks.check_key_mode(self._api, keys, command)
         checks.check_key_size(keys)
         cf = checks.check_cf(self._api, request.cf)
         ts = self._topology.tso()
-        self._write(request.context, keys, [self._raw.delete(ApiKey(k), ts) for k in keys], cf)
+        self._write(request.context, keys, [self._raw.delete(k, ts) for k in keys], cf)
 
     async def raw_delete_range(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawDeleteRangeResponse:
         """Delete a range for good, in V2 too."""
@@ -280,12 +280,12 @@ class TikvService:
         return response
 
     def _write(
-        self, context: kvrpcpb_pb2.Context, keys: Iterable[bytes], changes: Sequence[Change], cf: str = CF_DEFAULT
+        self, context: kvrpcpb_pb2.Context, keys: Iterable[ApiKey], changes: Sequence[Change], cf: str = CF_DEFAULT
     ) -> None:
         region = self._checks.region(context)
         self._checks.check_majority(region)
         for key in keys:
-            checks.check_in_region(RegionKey(self._raw.bound(ApiKey(key))), region)
+            checks.check_in_region(RegionKey(self._raw.bound(key)), region)
         for store_id in region.store_ids:
             self._engines[store_id].write(changes, cf)
 
@@ -342,13 +342,14 @@ def _memcomparable(key: ApiKey) -> RegionKey:
     return RegionKey(RawFormat(ApiVersion.V2).bound(key))
 
 
-def _complete(ranges: Sequence[tuple[bytes, bytes]], *, reverse: bool) -> list[tuple[bytes, bytes]]:
+def _complete(ranges: Sequence[tuple[ApiKey, ApiKey]], *, reverse: bool) -> list[tuple[ApiKey, ApiKey]]:
     """Close open ranges of a batch at the start of the next one; they must follow one another.
 
     :raises RequestRefusedError: they do not.
     """
     closed = [
-        (start, end or (ranges[at + 1][0] if at + 1 < len(ranges) else b"")) for at, (start, end) in enumerate(ranges)
+        (start, end or (ranges[at + 1][0] if at + 1 < len(ranges) else ApiKey(b"")))
+        for at, (start, end) in enumerate(ranges)
     ]
     for start, end in closed:
         if end and ((end >= start) if reverse else (start >= end)):

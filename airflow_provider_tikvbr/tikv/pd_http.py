@@ -177,7 +177,7 @@ class PDHttp:
         )
 
 
-def _quote(key: bytes) -> str:
+def _quote(key: RegionKey) -> str:
     return quote_from_bytes(key, safe="")
 
 

@@ -1,0 +1,144 @@
+"""The rules of the house that no linter checks: who may import whom, and what a module may be like."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import airflow_provider_tikvbr
+
+ROOT = Path(airflow_provider_tikvbr.__file__).parent
+PACKAGE = ROOT.name
+MAX_LINES = 450
+KEY_NAMES = {"key", "keys", "start", "end", "start_key", "end_key"}
+# The front gives the engine an Airflow to live in, so it alone knows Airflow.
+FRONT = ("hooks", "operators", "sensors", "engine_task", "masking")
+
+# What each part may import from the package besides itself; a dot ahead means one module and not all of the part.
+# The forms of a key and of a value are words that everybody speaks.
+ARROWS: Mapping[str, set[str]] = {
+    "__init__": set(),
+    "exceptions": set(),
+    "proto": set(),
+    "storage": {"exceptions", "proto", "tikv.keys"},
+    "tikv": {"exceptions", "proto"},
+    "rawbr": {"__init__", "exceptions", "proto", "storage", "tikv"},
+    "embedded": {"exceptions", "proto", "storage", "tikv.keys", "tikv.values"},
+    "cli": {"__init__", "embedded", "exceptions", "rawbr", "storage", "tikv"},
+    "get_provider_info": {"__init__"},
+    "macros": set(),
+    "masking": set(),
+    "engine_job": {"exceptions", "rawbr"},
+    "hooks": {"engine_job", "exceptions", "masking", "rawbr", "tikv"},
+    "engine_task": {"engine_job", "exceptions", "hooks", "masking", "rawbr", "storage", "tikv"},
+    "operators": {"engine_task", "exceptions", "hooks", "rawbr"},
+    "sensors": {"engine_task", "exceptions", "hooks", "rawbr"},
+}
+
+MODULES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    for path in sorted(ROOT.rglob("*.py"))
+    if not path.stem.endswith("_pb2")
+}
+
+
+def part_of(name: str) -> str:
+    """The part of the package that a module belongs to: a folder, or a module beside the folders."""
+    return Path(name).with_suffix("").parts[0]
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """The modules that a piece of code imports, but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield "." * child.level + (child.module or "")
+        yield from imports(child)
+
+
+def may_import(part: str, module: str) -> bool:
+    top, _, rest = module.partition(".")
+    if top == "airflow":
+        return part in FRONT
+    if top == PACKAGE:
+        target = (rest or "__init__").split(".")[0]
+        return target == part or target in ARROWS[part] or rest in ARROWS[part]
+    return top != ""  # imports are absolute
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{name} imports {module}"
+        for name, tree in MODULES.items()
+        for module in imports(tree)
+        if not may_import(part_of(name), module)
+    ]
+    assert wrong == []
+
+
+def test_every_module_begins_as_all_do() -> None:
+    for name, tree in MODULES.items():
+        assert ast.get_docstring(tree), f"{name} says what it is"
+        if len(tree.body) > 1:
+            assert ast.unparse(tree.body[1]) == "from __future__ import annotations", name
+
+
+def test_modules_are_short() -> None:
+    assert [name for name in MODULES if len((ROOT / name).read_text().splitlines()) > MAX_LINES] == []
+
+
+def test_the_package_asserts_nothing() -> None:
+    assert [name for name, tree in MODULES.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))] == []
+
+
+def test_a_key_has_a_type_of_its_own() -> None:
+    """A bare ``bytes`` could be any of the four forms of a key."""
+    bare = [
+        f"{name}:{function.lineno} {function.name}({argument.arg})"
+        for name, tree in MODULES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if argument.arg in KEY_NAMES and argument.annotation and "bytes" in ast.unparse(argument.annotation)
+    ]
+    assert bare == []
+
+
+def test_every_part_has_its_arrows() -> None:
+    assert {part_of(name) for name in MODULES} == set(ARROWS)
+
+
+def test_what_is_imported_is_declared() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT.parent / "setup.cfg")
+    always = declared(setup["options"]["install_requires"])
+    embedded = always | declared(setup["options.extras_require"]["embedded"])
+    makers = importlib.metadata.packages_distributions()
+    undeclared = [
+        f"{name} imports {module}"
+        for name, tree in MODULES.items()
+        for module in imports(tree)
+        # Airflow's namespace is filled by a family of distributions.
+        if (top := module.split(".")[0]) not in {*sys.stdlib_module_names, PACKAGE, "airflow"}
+        and not {maker.lower() for maker in makers[top]} & (embedded if part_of(name) == "embedded" else always)
+    ]
+    assert undeclared == []
+
+
+def declared(requirements: str) -> set[str]:
+    return {re.split(r"[\[<>=]", line)[0] for line in requirements.split()}
+
+
+def test_all_modules_import_without_a_warning() -> None:
+    names = [f"{PACKAGE}/{name}".removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for name in MODULES]
+    code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
