@@ -23,7 +23,7 @@ from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DATA_PREFIX, DataKey, StoreEngine
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
-from airflow_provider_tikvbr.embedded.releases import knows_ciphers
+from airflow_provider_tikvbr.embedded.releases import knows_ciphers, replaces_local_files
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
 from airflow_provider_tikvbr.embedded.storages import io_error, open_for_store
@@ -212,6 +212,8 @@ class _Job:
         except _BadCipherError:
             text = "[components/backup/src/writer.rs:127]: new EncrypterReader error: UnknownEncryption"
             response.error.msg = f'Other("{text}")'
+        except _FileExistsError as error:
+            response.error.msg = f'Io(Custom {{ kind: AlreadyExists, error: "{error}" }})'
         except TikvBrError as error:
             response.error.msg = io_error(error)
         finally:
@@ -257,6 +259,9 @@ class _Job:
         cipher = self._cipher()
         stored = await self._engine.run(cipher.encrypt, data, iv)
         name = f"{self._base_name(piece)}_{self._cf}.sst"
+        local = self._request.storage_backend.WhichOneof("backend") == "local"
+        if local and not replaces_local_files(self._topology.version) and await self._storage.exists(name):
+            raise _FileExistsError(f"[{name}] is already exists in {self._request.storage_backend.local.path}")
         await self._limiter.spend(len(stored))
         await self._storage.write(name, stored)
         keys = self._convert.api_range(piece.api)
@@ -293,6 +298,10 @@ class _Job:
 
 class _BadCipherError(Exception):
     """Nobody can encrypt like this."""
+
+
+class _FileExistsError(Exception):
+    """The store does not write over files."""
 
 
 class Conversion:

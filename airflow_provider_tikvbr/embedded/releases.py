@@ -24,3 +24,8 @@ def knows_ciphers(version: str) -> bool:
 def knows_multi_ingest(version: str) -> bool:
     """Whether TiKV takes several files in one call; the first 5.0 does not."""
     return release_of(version) >= (5, 1)
+
+
+def replaces_local_files(version: str) -> bool:
+    """Whether TiKV writes over a file in a directory; before 6.2 it refuses (``external_storage/src/local.rs``)."""
+    return release_of(version) >= (6, 2)

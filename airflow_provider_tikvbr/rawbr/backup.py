@@ -72,9 +72,9 @@ async def backup(
             keys = cluster.codec.api_range(options.keys)
             regions = await cluster.http.region_count(cluster.codec.region_range(keys))
             coverage = Coverage(
-                backup_request(cluster, options, dst, storage.backend()),
+                backup_request(cluster, options, dst),
                 codec=cluster.codec,
-                url=storage.display_url,
+                storage=storage,
                 step=STEP,
                 total=regions,
                 listener=listener,

@@ -156,11 +156,10 @@ async def live_checksum(
         await counter.count(cluster.codec.api_range(keys), concurrency=concurrency)
         return LiveChecksum(checksum=counter.checksum, regions=counter.done, method=RAW_CHECKSUM)
     options = BackupOptions(keys=keys, compression=Compression.LZ4, dst_api_version=version)
-    nowhere = NoopStorage()
     coverage = Coverage(
-        backup_request(cluster, options, version, nowhere.backend()),
+        backup_request(cluster, options, version),
         codec=cluster.codec,
-        url=nowhere.display_url,
+        storage=NoopStorage(),
         step=step,
         total=await cluster.http.region_count(cluster.codec.region_range(cluster.codec.api_range(keys))),
         listener=listener,

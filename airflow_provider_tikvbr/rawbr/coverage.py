@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
 
-from airflow_provider_tikvbr.exceptions import TikvBrError
+from airflow_provider_tikvbr.exceptions import AuthenticationError, StorageUnavailableError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.events import Listener, Progress
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange, FinishedRanges
-from airflow_provider_tikvbr.rawbr.responses import finished_keys, from_backup_error, secrets_of
+from airflow_provider_tikvbr.rawbr.responses import existing_file, finished_keys, from_backup_error, secrets_of
 from airflow_provider_tikvbr.rawbr.summary import Checksum
+from airflow_provider_tikvbr.storage.base import Storage
+from airflow_provider_tikvbr.tikv.errors import server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
+from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.store import StoreClient
 
 # A store is silent while it works on a region, and for more than 30 s while an S3 endpoint refuses connections.
@@ -37,7 +41,7 @@ class Coverage:
 
     :param request: the whole request; parts of it may be sent instead of it.
     :param codec: keys of the cluster.
-    :param url: the storage, without secrets.
+    :param storage: where the stores write.
     :param step: name of the step, for progress.
     :param total: regions of the range, as far as known.
     :param listener: told how far it has come.
@@ -48,7 +52,7 @@ class Coverage:
         request: brpb_pb2.BackupRequest,
         *,
         codec: KeyCodec,
-        url: str,
+        storage: Storage,
         step: str,
         total: int,
         listener: Listener,
@@ -67,8 +71,7 @@ class Coverage:
         self._codec = codec
         # TiKV converts into the default keyspace.
         self._dst_codec = KeyCodec(ApiVersion(request.dst_api_version), codec.keyspace_id if codec.is_v2 else 0)
-        self._url = url
-        self._secrets = secrets_of(request.storage_backend)
+        self._storage = storage
         self._step = step
         self._total = total
         self._listener = listener
@@ -92,24 +95,56 @@ class Coverage:
         request = brpb_pb2.BackupRequest()
         request.CopyFrom(self.request)
         request.start_key, request.end_key = keys.start, keys.end
+        # Afresh for each request: the credentials may be temporary ones.
+        request.storage_backend.CopyFrom(await asyncio.to_thread(self._storage.backend))
         trouble: TikvBrError | None = None
         (self.asked_again if client.store.id in self._asked else self._asked).add(client.store.id)
         stream = client.backup(request, idle_timeout_s=self._idle_timeout_s)
         async with aclosing(stream):
             async for response in stream:
                 if response.HasField("error"):
-                    error, fatal = from_backup_error(
-                        response.error, store=client.store, url=self._url, secrets=self._secrets
-                    )
-                    if fatal:
-                        raise error
-                    trouble = error
+                    trouble = await self._trouble(response.error, request, client.store) or trouble
                     continue
                 finished = finished_keys(
                     response, request=request, codec=self._codec, dst_codec=self._dst_codec, store=client.store
                 )
                 self._accept(FinishedRange(finished, tuple(response.files)))
         return trouble
+
+    async def _trouble(
+        self, error: brpb_pb2.Error, request: brpb_pb2.BackupRequest, store: Store
+    ) -> TikvBrError | None:
+        """What an error means, and what can be done about it.
+
+        :return: None if nothing is wrong.
+        :raises TerminalError: the backup can never succeed.
+        """
+        name = existing_file(error)
+        if name is not None:
+            return await self._make_way(name, store)
+        backend = request.storage_backend
+        found, fatal = from_backup_error(error, store=store, url=self._storage.display_url, secrets=secrets_of(backend))
+        if not fatal:
+            return found
+        if isinstance(found, AuthenticationError) and await asyncio.to_thread(self._storage.backend) != backend:
+            # What it was sent has run out; the next request carries other credentials.
+            return StorageUnavailableError(str(found), store_id=store.id, url=self._storage.display_url)
+        raise found
+
+    async def _make_way(self, name: str, store: Store) -> TikvBrError | None:
+        """Delete what keeps a store from writing a file: TiKV before 6.2 replaces none in a directory.
+
+        The first region of a V1 cluster has the same file name in every try. Nobody else writes here, so it is left of
+        an earlier one.
+        """
+        if any(file.name == name for file in self.ranges.files()):
+            return None
+        await self._storage.delete(name)
+        return StorageUnavailableError(
+            f"{server_name(store.data_address, store.id)} met {name} of an earlier try, which is deleted now",
+            store_id=store.id,
+            url=self._storage.display_url,
+        )
 
     def tell(self) -> None:
         """Tell the listener how far it has come."""

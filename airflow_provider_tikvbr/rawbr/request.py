@@ -10,13 +10,10 @@ from airflow_provider_tikvbr.tikv.keys import ApiVersion
 RAW_CF = "default"
 
 
-def backup_request(
-    cluster: Cluster, options: BackupOptions, dst: ApiVersion, backend: brpb_pb2.StorageBackend
-) -> brpb_pb2.BackupRequest:
-    """What tikv-br sends in raw mode; the same for the whole range and for each gap.
+def backup_request(cluster: Cluster, options: BackupOptions, dst: ApiVersion) -> brpb_pb2.BackupRequest:
+    """What tikv-br sends in raw mode; the same for the whole range and for each gap. The storage is filled in later.
 
     :param dst: API version of the backup.
-    :param backend: the storage as stores are told it.
     """
     keys = cluster.codec.api_range(options.keys)
     return brpb_pb2.BackupRequest(
@@ -25,7 +22,6 @@ def backup_request(
         end_key=keys.end,
         rate_limit=options.rate_limit,
         concurrency=options.concurrency,
-        storage_backend=backend,
         is_raw_kv=True,
         cf=RAW_CF,
         compression_type=int(options.compression),  # type: ignore[arg-type]

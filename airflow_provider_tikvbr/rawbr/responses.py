@@ -17,6 +17,7 @@ from airflow_provider_tikvbr.exceptions import (
     StorageError,
     StorageNotFoundError,
     StorageUnavailableError,
+    StoreUnavailableError,
     TikvBrError,
     WrongClusterError,
 )
@@ -53,6 +54,7 @@ PASSING_TEXTS = (
     "internal error",
     "internalerror",
     "temporarily unavailable",
+    "bad gateway",
 )
 REFUSED_TEXTS = (
     "accessdenied",
@@ -65,7 +67,18 @@ REFUSED_TEXTS = (
     "credentialsnotloaded",
     "couldn't find aws credentials",
 )
+FLUSH_TEXT = "fail to flush causal ts"
+EXISTING_FILE = re.compile(r"\[([^\[\]]+)\] is already exists in ")
 MAX_TEXT = 400
+
+
+def existing_file(error: brpb_pb2.Error) -> str | None:
+    """The file that a store would not replace, if that is what an error is about.
+
+    TiKV before 6.2 refuses to write over a file in a directory (``components/external_storage/src/local.rs``).
+    """
+    found = EXISTING_FILE.search(error.msg) if "alreadyexists" in error.msg.lower() else None
+    return found[1] if found else None
 
 
 def from_backup_error(
@@ -97,6 +110,9 @@ def from_backup_error(
 
 def _from_text(text: str, *, who: str, url: str, fields: dict[str, Any]) -> tuple[TikvBrError, bool]:
     low = text.lower()
+    if FLUSH_TEXT in low:
+        # A V2 store asks PD for timestamps first, and PD may be electing.
+        return StoreUnavailableError(f"{who} gets no timestamps from PD just now: {text}", **fields), False
     fields = {**fields, "url": url}
     if any(mark in low for mark in PASSING_TEXTS):
         return StorageUnavailableError(f"{who} cannot write to {url} just now: {text}", **fields), False
@@ -111,13 +127,13 @@ def _from_text(text: str, *, who: str, url: str, fields: dict[str, Any]) -> tupl
             ),
             True,
         )
+    if any(mark in low for mark in REFUSED_TEXTS):
+        del fields["url"]
+        return AuthenticationError(f"{who} is refused at {url}: check the credentials: {text}", **fields), True
     if "permissiondenied" in low:
         return StorageError(f"{who} may not write to {url}: let the user of TiKV write there: {text}", **fields), True
     if "storagefull" in low or "no space left" in low:
         return StorageError(f"{who} finds {url} full: {text}", **fields), True
-    if any(mark in low for mark in REFUSED_TEXTS):
-        del fields["url"]
-        return AuthenticationError(f"{who} is refused at {url}: check the credentials: {text}", **fields), True
     if "invalid backup version" in low:
         del fields["url"]
         return ApiVersionError(f"{who} cannot make a backup of that API version or range: {text}", **fields), True

@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.exceptions import (
+    AuthenticationError,
     BudgetExceededError,
     ProtocolError,
     RegionRefusedError,
@@ -23,10 +24,11 @@ from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import gaps, push
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
-from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
+from airflow_provider_tikvbr.rawbr.meta import META_NAME, check_files, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
 from airflow_provider_tikvbr.tikv.retry import Backoff
@@ -98,6 +100,66 @@ async def test_what_a_store_leaves_out_is_asked_for_again(
         summary = await run(client, tmp_path / "place")
         assert undisturbed(embedded, tmp_path)
     await check(tmp_path / "place", summary, version)
+
+
+@pytest.mark.parametrize("release", ["6.1.7", "8.5.0"])
+async def test_a_try_after_one_that_died(release: str, tmp_path: Path) -> None:
+    """The file of V1's first region has the same name in each try, and TiKV before 6.2 does not write over it."""
+    place, events = tmp_path / "place", Events()
+    async with cluster(tmp_path, version=release) as (embedded, client):
+        first = await run(client, place, owner="run")
+        (place / META_NAME).unlink()
+        left = names(place)
+        summary = await run(client, place, events, owner="run")
+        assert undisturbed(embedded, tmp_path)
+    assert summary.checksum == first.checksum == checksum_of(make_pairs())
+    async with open_storage(f"local://{place}") as storage:
+        meta = await read_meta(storage)
+        await check_files(storage, meta.files)
+    (again,) = left & {file.name for file in meta.files}
+    told = [note for note in events.notes if f"met {again} of an earlier try" in note]
+    assert bool(told) == (release == "6.1.7")
+
+
+async def test_a_store_that_is_asked_twice_meets_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = StoreClient.backup
+    broken: list[str] = []
+
+    async def breaks_once(self: StoreClient, request: Any, **settings: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(real(self, request, **settings)) as responses:
+            async for response in responses:
+                yield response
+                if not response.start_key and not broken:
+                    broken.append(response.files[0].name)
+                    raise StoreUnavailableError("broken off", store_id=self.store.id)
+
+    monkeypatch.setattr(StoreClient, "backup", breaks_once)
+    async with cluster(tmp_path, version="6.1.7") as (_, client):
+        summary = await run(client, tmp_path / "place")
+    assert summary.checksum == checksum_of(make_pairs())
+    assert (tmp_path / "place" / broken[0]).exists()
+
+
+async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    refused = failed('Io(Custom { kind: PermissionDenied, error: "code: Some("ExpiredToken")" })')
+
+    class Renewing(LocalStorage):
+        """As if each look at the credentials gave others."""
+
+        looks = 0
+
+        def backend(self) -> brpb_pb2.StorageBackend:
+            self.looks += 1
+            return brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(self.path) + "/." * self.looks))
+
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.failpoints.fail(methods.BACKUP, response=refused, store_id=2)
+        summary = await backup(client, Renewing(path=place), backup_options(), Events())
+        await check(place, summary)
+        embedded.failpoints.fail(methods.BACKUP, response=refused, store_id=2)
+        with pytest.raises(AuthenticationError, match="ExpiredToken"):
+            await run(client, tmp_path / "other")
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED])

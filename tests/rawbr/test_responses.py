@@ -10,11 +10,12 @@ from airflow_provider_tikvbr.exceptions import (
     StorageError,
     StorageNotFoundError,
     StorageUnavailableError,
+    StoreUnavailableError,
     TikvBrError,
     WrongClusterError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, kvrpcpb_pb2
-from airflow_provider_tikvbr.rawbr.responses import clean, finished_keys, from_backup_error, secrets_of
+from airflow_provider_tikvbr.rawbr.responses import clean, existing_file, finished_keys, from_backup_error, secrets_of
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 
@@ -42,6 +43,9 @@ URL = "s3://bucket/prefix"
          ApiVersionError, True),
         ('Other("[components/backup/src/writer.rs:127]: new EncrypterReader error: UnknownEncryption")',
          StorageError, True),
+        ('Other("[components/backup/src/endpoint.rs:1187]: fail to flush causal ts, Pd(Other(timeout))")',
+         StoreUnavailableError, False),
+        ('Io(Custom { kind: PermissionDenied, error: "... code: Some("ExpiredToken") ..." })', AuthenticationError, True),
         ("", StorageError, True),
     ],
 )  # fmt: skip
@@ -50,6 +54,20 @@ def test_texts(msg: str, kind: type[TikvBrError], fatal: bool) -> None:
     assert (type(error), ends) == (kind, fatal)
     assert error.store_id == 3
     assert str(error).startswith("store 3 (10.0.0.3:20160) ")
+
+
+@pytest.mark.parametrize(
+    ("msg", "name"),
+    [
+        ('Io(Custom { kind: AlreadyExists, error: "[1/2_5_default.sst] is already exists in /backups/monday" })',
+         "1/2_5_default.sst"),
+        ('Io(Custom { kind: Other, error: "[1/2_5_default.sst] is already exists in /backups/monday" })', None),
+        ('Io(Os { code: 17, kind: AlreadyExists, message: "File exists" })', None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_file_in_the_way(msg: str, name: str | None) -> None:
+    assert existing_file(brpb_pb2.Error(msg=msg)) == name
 
 
 def test_region_error_ends_nothing() -> None:
