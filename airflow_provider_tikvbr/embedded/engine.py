@@ -43,6 +43,7 @@ CF_DEFAULT = "default"
 OTHER_CFS = ("lock", "write")
 CFS = (CF_DEFAULT, *OTHER_CFS)
 
+JOBS_AT_A_TIME = 2
 _MIB = 1024 * 1024
 _BATCH_PAIRS = 2000
 _CHECK_EVERY = 512
@@ -71,10 +72,9 @@ class StoreEngine:
     :param store_id: number of the store.
     :param path: directory of the store; RocksDB lives in ``db`` below it, files to ingest in ``import``, and files
         that no restart needs in ``scratch``.
-    :param threads: how many jobs may run at a time.
     """
 
-    def __init__(self, *, store_id: int, path: Path, threads: int = 2) -> None:
+    def __init__(self, *, store_id: int, path: Path) -> None:
         self.store_id = store_id
         self.path = path
         self.import_dir = path / "import"
@@ -89,7 +89,7 @@ class StoreEngine:
         self._cfs[CF_DEFAULT] = self._db
         self._handles = {cf: self._db.get_column_family_handle(cf) for cf in OTHER_CFS}
         self._closing = threading.Event()
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=f"store-{store_id}")
+        self._pool = ThreadPoolExecutor(max_workers=JOBS_AT_A_TIME, thread_name_prefix=f"store-{store_id}")
 
     # --- life ---
 
@@ -163,10 +163,6 @@ class StoreEngine:
             self.check_open()
             yield from chunk
 
-    def estimate_pairs(self) -> int:
-        """About how many pairs there are."""
-        return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
-
     # --- writing ---
 
     def write(self, changes: Iterable[tuple[EngineKey, bytes | None]], cf: str = CF_DEFAULT) -> None:
@@ -204,10 +200,6 @@ class StoreEngine:
                 (EngineKey(k[1:]), v) for k, v in self.guarded(self.items(keys, cf=cf))
             )
             target.write(pairs, cf)
-
-    def flush(self) -> None:
-        """Write what is in memory to files."""
-        self._db.flush(wait=True)
 
 
 def _options() -> Any:

@@ -16,15 +16,17 @@ from airflow_provider_tikvbr.tikv.keys import (
     ApiKey,
     ApiVersion,
     EngineKey,
+    KeyCodec,
     KeyRange,
     RegionKey,
-    encode_desc_ts,
     encode_memcomparable,
 )
-from airflow_provider_tikvbr.tikv.values import EXPIRE_LENGTH, FLAG_DELETED, decode_value, encode_value
+from airflow_provider_tikvbr.tikv.values import EXPIRE_LENGTH, decode_value, encode_value
 
 TS_LENGTH = 8
-DELETED_MARK = bytes([FLAG_DELETED])
+DELETED = encode_value(ApiVersion.V2, b"", deleted=True)
+# An engine key does not tell keyspaces apart: the API key that is in it does.
+CODECS = {version: KeyCodec(version) for version in ApiVersion}
 
 
 class LivePair(NamedTuple):
@@ -60,6 +62,10 @@ class RawFormat:
     api_version: ApiVersion
 
     @property
+    def _codec(self) -> KeyCodec:
+        return CODECS[self.api_version]
+
+    @property
     def is_v2(self) -> bool:
         """Whether keys carry timestamps."""
         return self.api_version is ApiVersion.V2
@@ -68,18 +74,6 @@ class RawFormat:
     def has_ttl(self) -> bool:
         """Whether pairs may expire."""
         return self.api_version is not ApiVersion.V1
-
-    def bound(self, key: ApiKey) -> EngineKey:
-        """The smallest engine key of an API key; an empty key stays empty, the open end."""
-        return EngineKey(encode_memcomparable(key)) if self.is_v2 and key else EngineKey(key)
-
-    def bounds(self, keys: KeyRange[ApiKey]) -> KeyRange[EngineKey]:
-        """A range in the form that RocksDB is scanned with."""
-        return KeyRange(self.bound(keys.start), self.bound(keys.end))
-
-    def key(self, key: ApiKey, ts: int) -> EngineKey:
-        """The engine key of one version of a pair; the timestamp counts in V2 only."""
-        return EngineKey(encode_memcomparable(key) + encode_desc_ts(ts)) if self.is_v2 else EngineKey(key)
 
     def value(self, value: bytes, ttl: int) -> bytes:
         """The stored form of a user's value.
@@ -90,11 +84,11 @@ class RawFormat:
 
     def put(self, key: ApiKey, value: bytes, ttl: int, ts: int) -> tuple[EngineKey, bytes]:
         """What a put writes."""
-        return self.key(key, ts), self.value(value, ttl)
+        return self._codec.engine_key(key, ts), self.value(value, ttl)
 
     def delete(self, key: ApiKey, ts: int) -> tuple[EngineKey, bytes | None]:
         """What a delete writes: in V2 a mark of its own timestamp."""
-        return self.key(key, ts), DELETED_MARK if self.is_v2 else None
+        return self._codec.engine_key(key, ts), DELETED if self.is_v2 else None
 
 
 def region_bounds(keys: KeyRange[RegionKey]) -> KeyRange[EngineKey]:

@@ -108,6 +108,6 @@ class GrpcServer:
         await self._server.start()
         return int(port)
 
-    async def stop(self, grace_s: float | None = None) -> None:
-        """Stop; calls under way are given some time, then cancelled."""
-        await self._server.stop(grace_s)
+    async def stop(self) -> None:
+        """Stop; calls under way are cancelled."""
+        await self._server.stop(None)

@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, methods
 from airflow_provider_tikvbr.proto.methods import Method
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyRange, RegionKey
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange
 
 Change = tuple[EngineKey, "bytes | None"]
 
@@ -41,6 +41,7 @@ class TikvService:
         self._engines = engines
         self._engine = engines[store_id]
         self._api = topology.api_version
+        self._codec = topology.codec
         self._raw = RawFormat(self._api)
         self._reader = RawReader(engine=self._engine, raw=self._raw)
         self._checks = RegionChecks(topology=topology, store_id=store_id)
@@ -78,8 +79,8 @@ class TikvService:
 
     def _check_read(self, key: ApiKey, region: RegionState) -> None:
         """A V2 read seeks, which fails as a region error; a V1 read looks up, which fails as an unknown one."""
-        region_key = RegionKey(self._raw.bound(key))
-        if self._raw.is_v2:
+        region_key = self._codec.region_key(key)
+        if self._codec.is_v2:
             checks.check_in_region(region_key, region)
         elif not region.keys.contains(region_key):
             shown = f"[{region.start.hex().upper()}, {region.end.hex().upper()})"
@@ -135,7 +136,7 @@ class TikvService:
         self, start: ApiKey, end: ApiKey, region: RegionState, *, reverse: bool
     ) -> KeyRange[EngineKey] | None:
         """Check where the scan seeks to, and clip its range to the region; None if nothing is left."""
-        seek, stop = RegionKey(self._raw.bound(start)), RegionKey(self._raw.bound(end))
+        seek, stop = self._codec.region_key(start), self._codec.region_key(end)
         checks.check_in_region(seek, region, inclusive=True)
         keys = KeyRange(stop, seek) if reverse else KeyRange(seek, stop)
         if reverse and not seek:
@@ -245,14 +246,14 @@ class TikvService:
             cf = checks.check_cf(self._api, request.cf)
             region = self._checks.region(request.context)
             self._checks.check_majority(region)
-            start, end = self._raw.bound(ApiKey(request.start_key)), self._raw.bound(ApiKey(request.end_key))
-            if end and start >= end:
+            keys = self._codec.region_range(KeyRange(ApiKey(request.start_key), ApiKey(request.end_key)))
+            if keys.end and keys.start >= keys.end:
                 raise RequestRefusedError("invalid delete range command", 'Other("invalid delete range command")')
-            checks.check_in_region(RegionKey(start), region)
-            if end or region.end:
-                checks.check_in_region(RegionKey(end), region, inclusive=True)
+            checks.check_in_region(keys.start, region)
+            if keys.end or region.end:
+                checks.check_in_region(keys.end, region, inclusive=True)
             for store_id in region.store_ids:
-                self._engines[store_id].delete_range(KeyRange(start, end), cf)
+                self._engines[store_id].delete_range(region_bounds(keys), cf)
         return response
 
     async def raw_compare_and_swap(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawCASResponse:
@@ -285,7 +286,7 @@ class TikvService:
         region = self._checks.region(context)
         self._checks.check_majority(region)
         for key in keys:
-            checks.check_in_region(RegionKey(self._raw.bound(key)), region)
+            checks.check_in_region(self._codec.region_key(key), region)
         for store_id in region.store_ids:
             self._engines[store_id].write(changes, cf)
 
@@ -317,8 +318,9 @@ class TikvService:
         with _answer(response):
             region = self._checks.led_region(request.context)
             sent = request.context.region_epoch
-            encode = self._topology.codec.region_key if request.is_raw_kv else _memcomparable
-            keys = [encode(ApiKey(k)) for k in (request.split_keys or [request.split_key])]
+            # Keys that are not raw are encoded whatever the cluster's API version.
+            codec = self._codec if request.is_raw_kv else KeyCodec(ApiVersion.V2)
+            keys = [codec.region_key(ApiKey(k)) for k in (request.split_keys or [request.split_key])]
             if sent.version != region.version:
                 error = checks.epoch_not_match(region, sent)
                 ours, theirs = checks.epoch_text(region.epoch()), checks.epoch_text(sent)
@@ -336,10 +338,6 @@ class TikvService:
                 response.left.CopyFrom(pieces[0])
                 response.right.CopyFrom(pieces[1])
         return response
-
-
-def _memcomparable(key: ApiKey) -> RegionKey:
-    return RegionKey(RawFormat(ApiVersion.V2).bound(key))
 
 
 def _complete(ranges: Sequence[tuple[ApiKey, ApiKey]], *, reverse: bool) -> list[tuple[ApiKey, ApiKey]]:

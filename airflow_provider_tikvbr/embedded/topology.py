@@ -60,7 +60,6 @@ class Topology:
         self.version = version
         self.clock = clock
         self.oracle = TimestampOracle(state=state, clock=clock)
-        self.on_split: list[Callable[[RegionState, Sequence[RegionState]], None]] = []
         self.on_death: list[Callable[[StoreRecord], None]] = []
         self._move_data = move_data
         self._starts: list[RegionKey] = []
@@ -167,8 +166,6 @@ class Topology:
         self._starts[at : at + 1] = [p.start for p in pieces]
         self._by_id.update({p.id: p for p in pieces})
         self._save(*pieces)
-        for listener in self.on_split:
-            listener(region, pieces)
         return pieces
 
     def transfer_leader(self, region_id: int, store_id: int) -> None:

@@ -47,7 +47,6 @@ _ESCAPES = {
     ord("'"): 0x27,
     ord('"'): 0x22,
 }
-_UNESCAPES = {value: chr(letter) for letter, value in _ESCAPES.items() if value != ord("'")}
 
 
 def parse_key(text: str, format: KeyFormat | str, *, parameter: str) -> UserKey:  # noqa: A002 - the option's own name
@@ -73,24 +72,6 @@ def parse_key(text: str, format: KeyFormat | str, *, parameter: str) -> UserKey:
             " or set format to raw or escaped",
             parameter=parameter,
         ) from None
-
-
-def format_key(key: UserKey, format: KeyFormat | str = KeyFormat.HEX) -> str:  # noqa: A002 - the option's own name
-    """Write a key so that :func:`parse_key` reads it back."""
-    kind = format if isinstance(format, KeyFormat) else KeyFormat.parse(format)
-    if kind is KeyFormat.RAW:
-        return key.decode("utf-8", "surrogateescape")
-    if kind is KeyFormat.HEX:
-        return key.hex()
-    out = []
-    for byte in key:
-        if byte in _UNESCAPES:
-            out.append("\\" + _UNESCAPES[byte])
-        elif 0x20 <= byte < 0x7F:
-            out.append(chr(byte))
-        else:
-            out.append(f"\\x{byte:02x}")
-    return "".join(out)
 
 
 def _unescape(data: bytes, text: str, parameter: str) -> bytes:

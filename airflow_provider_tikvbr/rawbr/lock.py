@@ -78,11 +78,6 @@ class BackupLock:
         self._ended = asyncio.Event()
         self.left_behind: str | None = None
 
-    @property
-    def owner(self) -> str:
-        """The run that writes."""
-        return self._record.owner
-
     @classmethod
     @asynccontextmanager
     async def acquire(

@@ -46,11 +46,6 @@ class RestorePlan:
     files: tuple[PlannedFile, ...]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether every file is restored from end to end, so that backupmeta's own numbers hold."""
-        return all(f.whole for f in self.files)
-
-    @property
     def data_size(self) -> int:
         """Bytes of the files as they are stored."""
         return sum(f.file.size for f in self.files)

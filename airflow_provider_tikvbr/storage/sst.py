@@ -69,7 +69,6 @@ class SstReader:
                 key.decode("latin-1"): _handle(value, 0)[0] for key, value in _entries(self._block(metaindex))
             }
             self.properties: dict[str, bytes] = self._read_properties()
-            self._handle = index
             self._bounds, self._handles = self._read_index(index)
         except IndexError:
             self._fail("its index does not make sense")

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_tikvbr.embedded.records import RegionState
 from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -72,8 +71,6 @@ def test_the_rightmost_piece_keeps_the_id(state: ClusterState) -> None:
     topology = make(state, stores=2, replicas=2)
     region = topology.region_of(key("x"))
     region_id, conf_ver, version, leader = region.id, region.conf_ver, region.version, region.leader_store_id
-    heard: list[tuple[RegionState, Sequence[RegionState]]] = []
-    topology.on_split.append(lambda one, pieces: heard.append((one, pieces)))
 
     pieces = topology.split(region_id, [key("m"), key("c"), key("m")])
 
@@ -82,7 +79,6 @@ def test_the_rightmost_piece_keeps_the_id(state: ClusterState) -> None:
     assert {p.version for p in pieces} == {version + 2}
     assert {p.conf_ver for p in pieces} == {conf_ver}
     assert {p.leader_store_id for p in pieces} == {leader}
-    assert heard == [(region, pieces)]
     assert topology.by_id(pieces[0].id) is pieces[0]
     assert pieces[0].message().region_epoch.version == version + 2
 
