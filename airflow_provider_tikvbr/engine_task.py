@@ -15,7 +15,7 @@ from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.masking import mask, mask_url
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress
 from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
-from airflow_provider_tikvbr.rawbr.options import parse_flag
+from airflow_provider_tikvbr.rawbr.parsing import parse_flag
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.url import S3Credentials

@@ -153,7 +153,7 @@ def cluster_options(
 
     :raises InvalidOptionError: one of them cannot be right.
     """
-    from airflow_provider_tikvbr.rawbr.options import parse_duration, parse_whole
+    from airflow_provider_tikvbr.rawbr.parsing import parse_duration, parse_whole
     from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_pd
 
     tls = TlsOptions.load(ca=ca or None, cert=cert or None, key=key or None)

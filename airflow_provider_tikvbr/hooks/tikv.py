@@ -14,7 +14,8 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.masking import mask
-from airflow_provider_tikvbr.rawbr.options import parse_api_version, parse_duration, parse_flag, parse_whole
+from airflow_provider_tikvbr.rawbr.options import parse_api_version
+from airflow_provider_tikvbr.rawbr.parsing import parse_duration, parse_flag, parse_whole
 from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID
 from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_pd

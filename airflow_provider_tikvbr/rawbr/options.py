@@ -1,23 +1,29 @@
 """What a job is told, as typed values, and the one place where they are read from what people type.
 
 The ``*_options`` helpers serve the command line, whose flags are text, and operators, whose parameters are native values
-or text that a template made. An empty text means the default.
+or what a template made of them. An empty text and None mean the default.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.rawbr.humanize import parse_go_duration
 from airflow_provider_tikvbr.rawbr.keyformat import KeyFormat, parse_key
+from airflow_provider_tikvbr.rawbr.parsing import (
+    MIB,
+    Duration,
+    Number,
+    parse_duration,
+    parse_flag,
+    parse_rate,
+    parse_text,
+    parse_whole,
+)
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
 
-MIB = 1 << 20
-MAX_UINT64 = (1 << 64) - 1
 MAX_UINT32 = (1 << 32) - 1
 MAX_INT32 = (1 << 31) - 1
 
@@ -28,9 +34,6 @@ DEFAULT_CHECKSUM_CONCURRENCY = 512
 DEFAULT_RESTORE_CONCURRENCY = 512
 DEFAULT_SPLIT_REGION_MAX_KEYS = 1024
 DEFAULT_SWITCH_MODE_INTERVAL_S = 300
-
-Number = int | float | str
-Duration = int | float | str | timedelta
 
 EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
 
@@ -167,11 +170,11 @@ def backup_options(
     :raises InvalidOptionError: one of them cannot be right; it names which.
     """
     # PD counts in whole seconds, and the hold is renewed each third of the TTL.
-    gc_ttl_s = int(parse_duration(gcttl if gcttl != "" else "5m", parameter="gcttl", minimum_s=3))
+    gc_ttl_s = int(parse_duration(gcttl, parameter="gcttl", default=DEFAULT_GC_TTL_S, minimum_s=3))
     return BackupOptions(
         keys=parse_key_range(start, end, format),
         dst_api_version=parse_api_version(dst_api_version, parameter="dst_api_version"),
-        compression=compression if isinstance(compression, Compression) else Compression.parse(compression or "zstd"),
+        compression=compression if isinstance(compression, Compression) else parse_compression(compression),
         compression_level=parse_whole(
             compression_level, parameter="compression_level", default=0, minimum=-MAX_INT32, maximum=MAX_INT32
         ),
@@ -179,7 +182,7 @@ def backup_options(
         concurrency=parse_whole(concurrency, parameter="concurrency", default=0, maximum=MAX_UINT32),
         cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
         gc_ttl_s=gc_ttl_s,
-        safe_interval_s=parse_duration(safe_interval if safe_interval != "" else "1m", parameter="safe_interval"),
+        safe_interval_s=parse_duration(safe_interval, parameter="safe_interval", default=DEFAULT_SAFE_INTERVAL_S),
         checksum=parse_flag(checksum, parameter="checksum"),
         checksum_concurrency=parse_whole(
             checksum_concurrency,
@@ -188,7 +191,7 @@ def backup_options(
             minimum=1,
         ),
         remove_schedulers=parse_flag(remove_schedulers, parameter="remove_schedulers"),
-        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+        budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
         owner=owner,
     )
 
@@ -240,11 +243,12 @@ def restore_options(
             minimum=1,
         ),
         switch_mode_interval_s=parse_duration(
-            switch_mode_interval if switch_mode_interval != "" else "5m",
+            switch_mode_interval,
             parameter="switch_mode_interval",
+            default=DEFAULT_SWITCH_MODE_INTERVAL_S,
             minimum_s=1,
         ),
-        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+        budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
     )
 
 
@@ -273,8 +277,16 @@ def checksum_options(
             default=DEFAULT_CHECKSUM_CONCURRENCY,
             minimum=1,
         ),
-        budget_s=parse_duration(budget if budget != "" else DEFAULT_BUDGET_S, parameter="budget"),
+        budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
     )
+
+
+def parse_compression(value: str | None) -> Compression:
+    """Read how files are compressed; empty means zstd.
+
+    :raises InvalidOptionError: there is no such compression.
+    """
+    return Compression.parse(parse_text(value, parameter="compression") or "zstd")
 
 
 def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[UserKey]:  # noqa: A002
@@ -282,7 +294,7 @@ def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[U
 
     :raises InvalidOptionError: a key is not in that format, or the range is empty.
     """
-    kind = format if isinstance(format, KeyFormat) else KeyFormat.parse(format or "hex")
+    kind = format if isinstance(format, KeyFormat) else KeyFormat.parse(parse_text(format, parameter="format") or "hex")
     keys = KeyRange(parse_key(start, kind, parameter="start"), parse_key(end, kind, parameter="end"))
     if keys.end and keys.start >= keys.end:
         raise InvalidOptionError(
@@ -292,90 +304,20 @@ def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[U
     return keys
 
 
-def parse_api_version(value: str | ApiVersion, *, parameter: str) -> ApiVersion | None:
+def parse_api_version(value: str | ApiVersion | None, *, parameter: str) -> ApiVersion | None:
     """Read an API version; empty means none was given.
 
     :raises InvalidOptionError: there is no such version.
     """
     if isinstance(value, ApiVersion):
         return value
-    if not value.strip():
+    text = parse_text(value, parameter=parameter)
+    if not text.strip():
         return None
     try:
-        return ApiVersion.parse(value)
+        return ApiVersion.parse(text)
     except ValueError as err:
         raise InvalidOptionError(f"{parameter} {err}", parameter=parameter) from None
-
-
-def parse_duration(value: Duration, *, parameter: str, minimum_s: float = 0.0) -> float:
-    """Read a duration: ``5m``, ``1h30m``, ``300ms``, a number of seconds, or a timedelta.
-
-    :param minimum_s: the shortest that makes sense.
-    :return: seconds.
-    :raises InvalidOptionError: it is no duration, or too short.
-    """
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, bool):
-        raise InvalidOptionError(f"{parameter} {value!r} is not a duration", parameter=parameter)
-    elif isinstance(value, (int, float)):
-        seconds = float(value)
-    elif value.strip().isdecimal():
-        # A template turns the number 300 into text.
-        seconds = float(value)
-    else:
-        seconds = parse_go_duration(value, parameter=parameter)
-    if not minimum_s <= seconds < float("inf"):
-        least = f"at least {minimum_s:g}s" if minimum_s else "0 or more"
-        raise InvalidOptionError(f"{parameter} is {value}: give {least}", parameter=parameter)
-    return seconds
-
-
-def parse_flag(value: bool | str, *, parameter: str) -> bool:
-    """Read yes or no: a bool, or the words that Go and templates write for one.
-
-    :raises InvalidOptionError: it is neither.
-    """
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower()
-    if word in {"true", "t", "1", "yes", "on"}:
-        return True
-    if word in {"false", "f", "0", "no", "off", "none", ""}:
-        return False
-    raise InvalidOptionError(f"{parameter} {value!r} is neither true nor false", parameter=parameter)
-
-
-def parse_whole(
-    value: Number | None, *, parameter: str, default: int, minimum: int = 0, maximum: int = MAX_UINT64
-) -> int:
-    """Read a whole number.
-
-    :param default: what an empty value means.
-    :raises InvalidOptionError: it is no whole number, or out of bounds.
-    """
-    if value is None or value == "":
-        return default
-    try:
-        number = int(value)
-        whole = not isinstance(value, bool) and (isinstance(value, str) or number == value)
-    except (ValueError, OverflowError):
-        whole = False
-    if not whole or not minimum <= number <= maximum:
-        raise InvalidOptionError(
-            f"{parameter} is {value!r}: give a whole number from {minimum} to {maximum}",
-            parameter=parameter,
-        )
-    return number
-
-
-def parse_rate(limit: Number, unit: Number) -> int:
-    """Read a rate limit as bytes per second: ``limit`` times ``unit``; 0 means no limit.
-
-    :raises InvalidOptionError: one of them is no whole number, or their product is too large.
-    """
-    size = parse_whole(unit, parameter="ratelimit_unit", default=MIB, minimum=1)
-    return size * parse_whole(limit, parameter="ratelimit", default=0, maximum=MAX_UINT64 // size)
 
 
 def parse_cipher(method: str, key: str, key_file: str) -> Cipher:
@@ -383,7 +325,11 @@ def parse_cipher(method: str, key: str, key_file: str) -> Cipher:
 
     :raises InvalidOptionError: there is no such method, or the key does not fit it.
     """
-    return Cipher.parse(method or "plaintext", key_hex=key or None, key_file=key_file or None)
+    return Cipher.parse(
+        parse_text(method, parameter="crypter_method"),
+        key_hex=key or None,
+        key_file=parse_text(key_file, parameter="crypter_key_file") or None,
+    )
 
 
 def _parse_limit(value: Number | None, *, parameter: str) -> int | None:

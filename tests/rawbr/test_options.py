@@ -4,7 +4,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pendulum
 import pytest
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -15,7 +14,6 @@ from airflow_provider_tikvbr.rawbr.options import (
     RestoreOptions,
     backup_options,
     checksum_options,
-    parse_duration,
     restore_options,
 )
 from airflow_provider_tikvbr.storage.cipher import Cipher, CipherMethod
@@ -70,37 +68,17 @@ def test_text_and_native_values_mean_the_same() -> None:
     assert text.rate_limit == 2000
 
 
-def test_empty_text_means_the_default() -> None:
-    assert (
-        backup_options(
-            format="",
-            dst_api_version=" ",
-            compression="",
-            compression_level="",
-            ratelimit="",
-            ratelimit_unit="",
-            concurrency="",
-            crypter_method="",
-            gcttl="",
-            safe_interval="",
-            checksum="",
-            checksum_concurrency="",
-            remove_schedulers="",
-            budget="",
-        )
-        == BackupOptions()
-    )
-    assert (
-        restore_options(
-            merge_region_size_bytes="",
-            merge_region_key_count="",
-            split_region_max_keys="",
-            switch_mode_interval="",
-            online="",
-            budget="",
-        )
-        == RestoreOptions()
-    )
+@pytest.mark.parametrize("empty", ["", None])
+def test_what_is_empty_means_the_default(empty: Any) -> None:
+    def empties(names: str) -> dict[str, Any]:
+        return dict.fromkeys(names.split(), empty)
+
+    names = "format dst_api_version compression compression_level ratelimit ratelimit_unit concurrency crypter_method"
+    names += " crypter_key_file gcttl safe_interval checksum checksum_concurrency remove_schedulers budget"
+    assert backup_options(**empties(names)) == BackupOptions()
+    names = "merge_region_size_bytes merge_region_key_count split_region_max_keys switch_mode_interval online budget"
+    assert restore_options(**empties(names)) == RestoreOptions()
+    assert checksum_options(format=empty, budget=empty) == ChecksumOptions()
 
 
 def test_rate_limit_counts_in_mebibytes() -> None:
@@ -126,23 +104,6 @@ def test_cipher(tmp_path: Path) -> None:
     assert backup_options(crypter_method="aes128-ctr", crypter_key="00" * 16).cipher == expected
     assert restore_options(crypter_method="AES128-CTR", crypter_key_file=str(file)).cipher == expected
     assert "00" * 16 not in repr(checksum_options(crypter_method="aes128-ctr", crypter_key="00" * 16))
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("5m", 300),
-        ("1h30m", 5400),
-        ("300ms", 0.3),
-        ("300", 300),
-        (300, 300),
-        (0.5, 0.5),
-        (timedelta(hours=1), 3600),
-        (pendulum.duration(minutes=2), 120),
-    ],
-)
-def test_durations(value: Any, seconds: float) -> None:
-    assert parse_duration(value, parameter="gcttl") == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +136,16 @@ def test_durations(value: Any, seconds: float) -> None:
         ({"checksum": "perhaps"}, "checksum"),
         ({"checksum_concurrency": 0}, "checksum_concurrency"),
         ({"remove_schedulers": "2"}, "remove_schedulers"),
+        # what a template with native values may make of an option
+        ({"format": 16}, "format"),
+        ({"dst_api_version": 2}, "dst_api_version"),
+        ({"compression": 3}, "compression"),
+        ({"crypter_method": 256}, "crypter_method"),
+        ({"crypter_key_file": 1}, "crypter_key_file"),
+        ({"gcttl": [5]}, "gcttl"),
+        ({"budget": {}}, "budget"),
+        ({"checksum": 2}, "checksum"),
+        ({"checksum": [True]}, "checksum"),
     ],
 )
 def test_bad_options_name_their_parameter(given: dict[str, Any], parameter: str) -> None:
