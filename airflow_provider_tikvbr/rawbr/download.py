@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import brpb_pb2, import_sstpb_pb2
 from airflow_provider_tikvbr.rawbr.meta import RAW_CF
 from airflow_provider_tikvbr.rawbr.tasks import all_or_cancel
+from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Region
@@ -35,7 +36,7 @@ class Downloader:
     """Has stores download the files of one backup.
 
     :param cluster: the target.
-    :param backend: the storage, as stores are told of it.
+    :param storage: where the backup is.
     :param cipher: how the files are encrypted.
     :param keys: the wanted range; nothing outside it is restored.
     :param rate_limit: bytes per second that each store may download; 0 means no limit.
@@ -45,13 +46,13 @@ class Downloader:
         self,
         cluster: Cluster,
         *,
-        backend: brpb_pb2.StorageBackend,
+        storage: Storage,
         cipher: brpb_pb2.CipherInfo,
         keys: KeyRange[RegionKey],
         rate_limit: int = 0,
     ) -> None:
         self._cluster = cluster
-        self._backend = backend
+        self._storage = storage
         self._cipher = cipher
         self._keys = keys
         self._rate_limit = rate_limit
@@ -75,6 +76,8 @@ class Downloader:
         missing = {peer.store_id for peer in region.peers}
         answers: dict[int, import_sstpb_pb2.DownloadResponse] = {}
         while True:
+            # Afresh for each try: the credentials may be temporary ones.
+            request.storage_backend.CopyFrom(await asyncio.to_thread(self._storage.backend))
             error = await self._try(request, missing, answers)
             missing -= answers.keys()
             if error is None:
@@ -131,7 +134,6 @@ class Downloader:
             sst=sst,
             name=file.name,
             rewrite_rule=import_sstpb_pb2.RewriteRule(),
-            storage_backend=self._backend,
             is_raw_kv=True,
             cipher_info=self._cipher,
         )

@@ -26,6 +26,7 @@ from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile
 from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.errors import MESSAGE_ONLY
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Peer, Region
 from airflow_provider_tikvbr.tikv.regions import RegionCache
@@ -35,8 +36,9 @@ from airflow_provider_tikvbr.tikv.retry import Backoff
 MAX_BATCH = 64
 # An ingest waits for the raft log and for RocksDB's write stalls.
 INGEST_TIMEOUT_S = 120.0
-# How long to insist on one region with the files that are there, before they are downloaded afresh.
-INGEST_BUDGET_S = 20.0
+# How long to insist on a region that tells errors of unknown kind, before its files are downloaded afresh. A store that
+# is only busy is never sent them again for it: TiKV keeps what is not ingested as long as the region does not change.
+UNKNOWN_BUDGET_S = 20.0
 # Regions of one file at a time.
 PARTS_AT_A_TIME = 16
 RESTORING = "restoring file"
@@ -56,10 +58,12 @@ class Ingester:
     """Has regions take in downloaded files. Files that are ready for a region while it is busy go in together.
 
     :param cluster: the target.
+    :param budget_s: seconds for which to insist on a region with the files that are there.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, budget_s: float) -> None:
         self._cluster = cluster
+        self._budget_s = budget_s
         self._queues: dict[tuple[int, int, int], _Queue] = {}
         # The first 5.0 does not know MultiIngest; the first answer tells.
         self._multi = True
@@ -109,7 +113,8 @@ class Ingester:
 
     async def _insist(self, queue: _Queue, ssts: Sequence[import_sstpb_pb2.SSTMeta]) -> None:
         """Ingest at the leader, wherever it moves, while the region stays as it is."""
-        backoff = Backoff(base_s=0.05, cap_s=1.0, budget_s=INGEST_BUDGET_S)
+        known = Backoff(base_s=0.05, cap_s=2.0, budget_s=self._budget_s)
+        unknown = Backoff(base_s=0.05, cap_s=1.0, budget_s=min(UNKNOWN_BUDGET_S, self._budget_s))
         region = queue.region
         while True:
             try:
@@ -121,9 +126,13 @@ class Ingester:
                 queue.leader = err.leader
                 if err.leader is not None:
                     self._cluster.regions.set_leader(region.id, err.leader)
-                await _pause(backoff, err)
-            except (ServerIsBusyError, RegionNotReadyError) as err:
-                await _pause(backoff, err)
+                await _pause(known, err)
+            except ServerIsBusyError as err:
+                await _pause(known, err)
+            except RegionNotReadyError as err:
+                # PD tells whether the region is still the one that the files were cut for.
+                queue.leader = None
+                await _pause(unknown if err.kind == MESSAGE_ONLY else known, err)
 
     async def _send(self, region: Region, leader: Peer, ssts: Sequence[import_sstpb_pb2.SSTMeta]) -> None:
         client = await self._cluster.client(leader.store_id)
@@ -200,7 +209,7 @@ class Restorer:
     def __init__(self, cluster: Cluster, *, downloader: Downloader, budget_s: float) -> None:
         self._cluster = cluster
         self._downloader = downloader
-        self._ingester = Ingester(cluster)
+        self._ingester = Ingester(cluster, budget_s=budget_s)
         self._budget_s = budget_s
 
     async def run(

@@ -159,7 +159,7 @@ async def _import(
             await cluster.regions.cover(wanted)
         downloader = Downloader(
             cluster,
-            backend=storage.backend(),
+            storage=storage,
             cipher=options.cipher.message(),
             keys=wanted,
             rate_limit=options.rate_limit,

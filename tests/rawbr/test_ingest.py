@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, import_sstpb_pb2, methods
 from airflow_provider_tikvbr.proto.methods import Method
-from airflow_provider_tikvbr.rawbr import leases
+from airflow_provider_tikvbr.rawbr import ingest, leases
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Event, Progress
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
@@ -31,6 +31,7 @@ from airflow_provider_tikvbr.rawbr.plan import make_plan
 from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey, UserKey
 from tests.support.golden import Golden
@@ -100,6 +101,53 @@ async def test_an_error_that_passes_costs_nothing(method: Method[Any, Any], resp
         assert point.hits == 3
         assert await held(embedded) == expected(golden)
         assert nobody_died(embedded)
+
+
+BUSY = ingest_error(server_is_busy=errorpb_pb2.ServerIsBusy(backoff_ms=20))
+
+
+@pytest.mark.parametrize(
+    ("response", "fresh"), [(BUSY, False), (ingest_error("ingest file conflict"), True)], ids=["busy", "unknown"]
+)
+async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
+    response: Message, fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "UNKNOWN_BUDGET_S", 0.05)
+    async with target(tmp_path) as (embedded, cluster):
+        downloads = embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, times=None)
+        embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, response=response, times=12)
+        await run(cluster, checksum=True)
+    files = len((await read_meta(open_storage(V1_FULL.url))).files)
+    assert (downloads.hits > files) == fresh
+
+
+async def test_a_peer_that_is_another_by_now_is_looked_up(tmp_path: Path) -> None:
+    another = ingest_error(mismatch_peer_id=errorpb_pb2.MismatchPeerId(request_peer_id=1, store_peer_id=2))
+    async with target(tmp_path) as (embedded, cluster):
+        looks = embedded.failpoints.fail(methods.PD_GET_REGION_BY_ID, times=None)
+        point = embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, response=another)
+        await run(cluster, checksum=True)
+        assert (point.hits, looks.hits) == (1, 1)
+
+
+async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
+    class Renewing(LocalStorage):
+        """As if each look at the credentials gave others."""
+
+        looks = 0
+
+        def backend(self) -> brpb_pb2.StorageBackend:
+            self.looks += 1
+            return brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(self.path) + "/." * (self.looks % 99)))
+
+    storage = Renewing(path=Path(V1_FULL.url.removeprefix("local://")))
+    async with target(tmp_path) as (embedded, cluster):
+        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, response=download_error("ExpiredToken"), times=2)
+        await restore(cluster, storage, restore_options(budget="15s", checksum=True))
+        assert await held(embedded) == expected(V1_FULL)
+    files = len((await read_meta(storage)).files)
+    # Once to check that they may be sent, once for each file and once for each file that was refused.
+    assert storage.looks == 1 + files + 2
 
 
 @pytest.mark.parametrize("method", [methods.IMPORT_DOWNLOAD, methods.IMPORT_MULTI_INGEST], ids=lambda m: m.name)
@@ -333,7 +381,7 @@ async def test_nothing_outside_the_wanted_range_arrives_whatever_the_regions(tmp
         meta = await read_meta(storage)
         plan = make_plan(meta, cluster.codec, EVERYTHING)
         wanted = KeyRange(RegionKey(b"idx\x0012"), RegionKey(b"user:00000300"))
-        downloader = Downloader(cluster, backend=storage.backend(), cipher=PLAINTEXT.message(), keys=wanted)
+        downloader = Downloader(cluster, storage=storage, cipher=PLAINTEXT.message(), keys=wanted)
         restorer = Restorer(cluster, downloader=downloader, budget_s=10)
         touching = [f for f in plan.files if wanted.intersect(KeyRange(RegionKey(f.keys.start), RegionKey(f.keys.end)))]
         done: list[brpb_pb2.File] = []
