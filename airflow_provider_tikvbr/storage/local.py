@@ -26,6 +26,10 @@ from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 # Neither ends in .sst nor is called backupmeta, so no tool takes an unfinished file for a part of a backup.
 TEMP_SUFFIX = ".tikvbr-tmp"
 
+# Modes of the directories that are made here; those that are there already are left as they are.
+STORES_WRITE = 0o777
+STORES_PASS = 0o755
+
 _TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
@@ -50,7 +54,7 @@ class LocalStorage(Storage):
         return brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(self.path)))
 
     async def prepare(self) -> None:
-        """Make the directory, and check that it can be written to."""
+        """Make the directory so that the stores too can write into it, and check that it can be written to."""
         await asyncio.to_thread(self._prepare)
 
     async def exists(self, name: str) -> bool:
@@ -88,6 +92,9 @@ class LocalStorage(Storage):
         try:
             made = tuple(p for p in (self.path, *self.path.parents) if not p.exists())
             self.path.mkdir(parents=True, exist_ok=True)
+            for directory in made:
+                # Whatever this process's umask: the stores run as another user, and write into the last one.
+                directory.chmod(STORES_WRITE if directory == self.path else STORES_PASS)
             probe = self.path / _temp_name()
             try:
                 _write_synced(probe, b"")

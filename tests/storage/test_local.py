@@ -27,6 +27,19 @@ async def test_prepare_makes_the_directory_and_nothing_else(tmp_path: Path) -> N
     assert everything(tmp_path) == ["a", "a/b"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+async def test_stores_of_another_user_can_write_where_prepare_made_a_place(umask: int, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o750)
+    before = os.umask(umask)
+    try:
+        await LocalStorage(path=tmp_path / "a" / "b" / "c").prepare()
+        await LocalStorage(path=tmp_path / "a").prepare()
+    finally:
+        os.umask(before)
+    modes = {p: oct(stat.S_IMODE((tmp_path / p).stat().st_mode)) for p in ("a", "a/b", "a/b/c")}
+    assert modes == {"a": "0o750", "a/b": "0o755", "a/b/c": "0o777"}
+
+
 async def test_prepare_says_where_and_why_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path, why in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "below", "Not a directory")):
