@@ -269,9 +269,8 @@ class Story:
 
     def _next(self) -> None:
         env = self._work / "env.sh"
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._airflow_env().items()]
-        env.write_text(ENV_HEAD + "\n".join(lines) + "\n")
-        tikvbr = self._shown(Path(sys.executable).with_name("tikvbr"))
+        env.write_text(ENV_HEAD + "\n".join(self._exports()) + "\n")
+        tikvbr = self._typed(Path(sys.executable).with_name("tikvbr"))
         self._console.print("\n[bold]What to do next[/]")
         self._console.print(
             "  The clusters are stopped; their data stay. To look around, start them again, each in a shell:"
@@ -279,18 +278,29 @@ class Story:
         for api_version, pd in self._pd.items():
             self._console.print(
                 f"    {tikvbr} embedded --api-version {api_version} --stores {STORES} --replicas 1"
-                f" --pd-port {pd.rpartition(':')[2]} --data {self._shown(self._work / api_version)}",
+                f" --pd-port {pd.rpartition(':')[2]} --data {self._typed(self._work / api_version)}",
                 markup=False,
             )
-        self._console.print("  Airflow's UI with this project's DAGs, at http://localhost:8080 (ctrl-C ends it):")
         self._console.print(
-            f"    source {self._shown(env)} && {self._shown(Path(sys.executable).with_name('airflow'))} standalone",
-            markup=False,
+            "  Airflow's UI with this project's DAGs, at http://localhost:8080, without a password (ctrl-C ends it):"
         )
+        self._console.print(f"    source {self._typed(env)} && airflow standalone", markup=False)
         self._console.print("  The same at the terminal:")
         self._console.print(
             f"    {tikvbr} backup raw --pd {self._pd['v2']} --storage /tmp/tikv-backup --checksum", markup=False
         )
+
+    def _exports(self) -> Iterator[str]:
+        """The lines of the file that a shell reads for Airflow's UI."""
+        # "airflow standalone" starts "airflow" by its bare name.
+        yield f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+        ui = {"AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
+        for name, value in {**self._airflow_env(), **ui}.items():
+            yield f"export {name}={shlex.quote(value)}"
+
+    def _typed(self, path: Path) -> str:
+        """A path as one types it in a shell."""
+        return shlex.quote(self._shown(path))
 
     def _shown(self, path: Path) -> str:
         """A path, relative to where the user is if it lies below."""

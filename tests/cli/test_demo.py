@@ -57,6 +57,18 @@ def test_the_whole_story(tmp_path: Path) -> None:
     assert "\nOK " in done.stdout
     assert (work / "logs" / "airflow.log").is_file()
     assert running_in(work) == []
+    # The shell that follows "What to do next" finds Airflow, and no settings but the demo's.
+    shell = 'source "$0" && command -v airflow && env'
+    found = subprocess.run(
+        ["/bin/bash", "-c", shell, str(work / "env.sh")],
+        env={"PATH": "/usr/bin:/bin", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://nobody@127.0.0.1:1/none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert found[0] == str(Path(sys.executable).with_name("airflow"))
+    assert "AIRFLOW__API__HOST=127.0.0.1" in found
+    assert not [line for line in found if "SQL_ALCHEMY_CONN" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
