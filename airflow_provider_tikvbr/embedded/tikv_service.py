@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, methods
 from airflow_provider_tikvbr.proto.methods import Method
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange, region_boundary
 
 Change = tuple[EngineKey, "bytes | None"]
 
@@ -328,7 +328,7 @@ class TikvService:
                 raise RegionRefusedError(error)
             for key in keys:
                 checks.check_in_region(key, region, inclusive=True)
-            inside = [k for k in keys if k not in (region.start, region.end)]
+            inside = [k for k in map(region_boundary, keys) if k > region.start and k != region.end]
             if not inside:
                 raise RegionRefusedError(errorpb_pb2.Error(message="no valid key found for split."))
             self._checks.check_majority(region)

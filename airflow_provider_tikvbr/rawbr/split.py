@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange, RegionKey
+from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyCodec, KeyRange, RegionKey, region_boundary
 from airflow_provider_tikvbr.tikv.model import Region
 from airflow_provider_tikvbr.tikv.retry import Backoff
 
@@ -53,14 +53,15 @@ async def split_and_scatter(
 ) -> int:
     """Make each key the start of a region, and wait until PD has spread the new regions.
 
-    :param keys: where to split; a key that starts a region already is left alone.
+    :param keys: where to split; a key that starts a region already is left alone, and one that cannot start a region gets
+        the nearest boundary before it.
     :param max_keys: keys of one request.
     :param budget_s: seconds without progress after which to give up.
     :param listener: told what did not work but does no harm.
     :return: number of new regions.
     :raises BudgetExceededError: some region would not split for too long.
     """
-    pending = sorted({SplitKey(cluster.codec.region_key(k), k) for k in keys if k}, key=lambda k: k.region_key)
+    pending = sorted({_split_key(cluster.codec, k) for k in keys if k}, key=lambda k: k.region_key)
     if pending:
         listener(Note(level="info", message=f"making room: regions are split at {len(pending)} keys and spread"))
     work = _Splitter(cluster, max_keys=max_keys, listener=listener)
@@ -195,6 +196,11 @@ def choose_keys(keys: Sequence[SplitKey], *, limit: int, weight: int) -> list[Sp
         if count <= 1 or sum(weight + 2 * len(k.region_key) for k in chosen) <= MAX_MESSAGE_BYTES:
             return chosen
         count //= 2
+
+
+def _split_key(codec: KeyCodec, key: ApiKey) -> SplitKey:
+    boundary = region_boundary(codec.region_key(key))
+    return SplitKey(boundary, codec.api_key_of_region_key(boundary))
 
 
 def _inside(regions: Sequence[Region], keys: Sequence[SplitKey]) -> Iterator[tuple[Region, Sequence[SplitKey]]]:

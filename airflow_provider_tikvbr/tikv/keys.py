@@ -118,6 +118,19 @@ def decode_memcomparable(data: bytes) -> tuple[bytes, bytes]:
             return bytes(out), data[at:]
 
 
+def region_boundary(key: RegionKey) -> RegionKey:
+    """Where a store starts a region that it is told to split at a key.
+
+    It cuts off whatever follows a memcomparable key, in the belief that this is a timestamp; in V1 too, where a key may
+    look encoded by chance (TiKV, ``components/raftstore/src/coprocessor/split_observer.rs``).
+    """
+    try:
+        rest = decode_memcomparable(key)[1]
+    except ValueError:
+        return key
+    return RegionKey(key[: len(key) - len(rest)])
+
+
 def encode_desc_ts(ts: int) -> bytes:
     """Eight bytes that sort newer timestamps first."""
     return (MAX_TS - ts).to_bytes(8, "big")

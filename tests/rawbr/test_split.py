@@ -17,7 +17,7 @@ from airflow_provider_tikvbr.rawbr import split
 from airflow_provider_tikvbr.rawbr.events import Event
 from airflow_provider_tikvbr.rawbr.split import MAX_MESSAGE_BYTES, SplitKey, choose_keys, split_and_scatter
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, RegionKey, UserKey
+from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, RegionKey, UserKey, encode_memcomparable
 from tests.support.target import target, warnings_in
 
 KEYS = [b"%02d" % i for i in range(20)]
@@ -58,6 +58,13 @@ async def test_every_key_starts_a_region(tmp_path: Path, api_version: ApiVersion
             assert (region.id, region.version, region.conf_ver) == (truth.id, truth.version, truth.conf_ver)
             assert region.leader is not None
             assert region.leader.store_id == truth.leader_store_id
+
+
+async def test_a_key_that_looks_encoded_gets_the_boundary_that_stores_make_of_it(tmp_path: Path) -> None:
+    encoded = encode_memcomparable(b"a user's key")
+    async with target(tmp_path) as (embedded, cluster):
+        await split_at(cluster, [encoded + b"tail", encoded + b"tell", b"\0" * 8 + b"\xf7more", b"z"], budget_s=3)
+        assert starts(embedded) == {b"", encoded, b"\0" * 8 + b"\xf7", b"z"}
 
 
 async def test_a_key_that_starts_a_region_already_is_left_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_tikvbr.tikv.keys import (
     decode_memcomparable,
     encode_desc_ts,
     encode_memcomparable,
+    region_boundary,
 )
 
 # What TiKV's own codec gives.
@@ -65,6 +66,23 @@ def test_memcomparable_and_back(key: bytes, rest: bytes) -> None:
 def test_what_is_not_memcomparable(encoded: str) -> None:
     with pytest.raises(ValueError, match="not a memcomparable key"):
         decode_memcomparable(bytes.fromhex(encoded))
+
+
+@pytest.mark.parametrize(
+    ("key", "boundary"),
+    [
+        (b"", b""),
+        (b"plain", b"plain"),
+        (b"\xff" * 12, b"\xff" * 12),
+        (encode_memcomparable(b"abc"), encode_memcomparable(b"abc")),
+        (encode_memcomparable(b"abc") + b"tail", encode_memcomparable(b"abc")),
+        (encode_memcomparable(b"abcdefghij") + encode_desc_ts(7), encode_memcomparable(b"abcdefghij")),
+        (b"12345678\xfe", b"12345678\xfe"),
+        (b"1234567\0\xfe!", b"1234567\0\xfe"),
+    ],
+)
+def test_boundaries_as_tikv_makes_them(key: bytes, boundary: bytes) -> None:
+    assert region_boundary(RegionKey(key)) == boundary
 
 
 def test_newer_timestamps_sort_first() -> None:
