@@ -94,7 +94,8 @@ class LocalStorage(Storage):
             self.path.mkdir(parents=True, exist_ok=True)
             for directory in made:
                 # Whatever this process's umask: the stores run as another user, and write into the last one.
-                directory.chmod(STORES_WRITE if directory == self.path else STORES_PASS)
+                with contextlib.suppress(OSError):  # some network file systems know no modes
+                    directory.chmod(STORES_WRITE if directory == self.path else STORES_PASS)
             probe = self.path / _temp_name()
             try:
                 _write_synced(probe, b"")
