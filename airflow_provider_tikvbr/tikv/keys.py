@@ -30,6 +30,7 @@ K = TypeVar("K", UserKey, ApiKey, RegionKey, EngineKey)
 
 GROUP = 8
 RAW_MODE = b"r"
+RAW_MODE_END = b"s"
 MAX_KEYSPACE_ID = (1 << 24) - 1
 MAX_TS = (1 << 64) - 1
 
@@ -168,7 +169,10 @@ class KeyCodec:
 
     @property
     def prefix_end(self) -> bytes:
-        """The first API key after this keyspace; empty where there is no prefix."""
+        """What ends this keyspace; empty where there is no prefix."""
+        if self.is_v2 and self.keyspace_id == MAX_KEYSPACE_ID:
+            # The end of all raw keys; TiKV takes a range with another first byte at its end for none of raw keys.
+            return RAW_MODE_END
         return (int.from_bytes(self.prefix, "big") + 1).to_bytes(4, "big") if self.is_v2 else b""
 
     # --- user key <-> API key ---

@@ -190,7 +190,12 @@ def test_v2_ranges_stay_in_their_keyspace() -> None:
 
 
 def test_the_last_keyspace_has_an_end_too() -> None:
-    assert KeyCodec(ApiVersion.V2, (1 << 24) - 1).prefix_end == b"s\0\0\0"
+    codec = KeyCodec(ApiVersion.V2, (1 << 24) - 1)
+    everything = codec.api_range(keys(b"", b""))
+    # TiKV takes a range for one of raw keys if both ends start with r, or the end is s and nothing else.
+    assert everything == KeyRange(ApiKey(b"r\xff\xff\xff"), ApiKey(b"s"))
+    assert codec.user_range(everything) == keys(b"", b"")
+    assert codec.region_range(everything).contains(codec.region_key(codec.api_key(UserKey(b"\xff" * 20))))
 
 
 def test_an_open_region_boundary_stays_open() -> None:
