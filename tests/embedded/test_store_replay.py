@@ -91,6 +91,8 @@ class Translation:
         for local in messages(message, brpb_pb2.Local):
             if local.path == "/backups/damaged":
                 local.path = str(self.damaged)
+            elif local.path.startswith("/nonexistent/"):
+                local.path = str(self.damaged.with_name("missing"))
             elif local.path.startswith("/backups/"):
                 local.path = str(golden.ROOT / local.path.removeprefix("/backups/"))
 
