@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from airflow_provider_tikvbr.exceptions import TikvBrError, TransientError
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
+from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
 from airflow_provider_tikvbr.tikv.store import StoreClient
-
-T = TypeVar("T")
 
 # All of an undo, with its retries: a job that is told to stop has about five seconds.
 UNDO_S = 3.0
@@ -55,26 +54,6 @@ FIXED_SETTINGS: Mapping[str, int | str] = {
 }
 SETTINGS_PER_STORE = ("leader-schedule-limit", "region-schedule-limit", "max-snapshot-count")
 MAX_SETTING_PER_STORE = 40
-
-
-async def settle(work: Coroutine[Any, Any, T]) -> T:
-    """Run work to its end even if the caller is cancelled meanwhile; the cancellation comes after it.
-
-    :raises asyncio.CancelledError: the caller was cancelled; the work is done all the same.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as err:
-            cancelled = err
-    if cancelled is not None:
-        if not task.cancelled():
-            # Seen here, so that asyncio does not complain of it: that somebody wants us to stop matters more.
-            task.exception()
-        raise cancelled
-    return task.result()
 
 
 class Lease(ABC):

@@ -19,6 +19,7 @@ from typing import Any
 
 from airflow_provider_tikvbr.exceptions import StorageLockedError, StorageNotFoundError, TikvBrError
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, backup_exists
+from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage
 
 LOCK_NAME = "backup.lock"
@@ -106,12 +107,12 @@ class BackupLock:
         beat = asyncio.create_task(lock._beat())
         try:
             # Not left half-way when cancelled: the write could land after the release below looked for it.
-            await _to_the_end(lock._take())
+            await settle(lock._take())
             # Another run may have finished between the first look and the lock.
             await lock._refuse_finished()
             yield lock
         finally:
-            await _to_the_end(lock._release(beat))
+            await settle(lock._release(beat))
 
     async def confirm(self) -> None:
         """Make sure that the lock is still ours: to be called right before the backup is declared complete.
@@ -189,20 +190,6 @@ class BackupLock:
         except TikvBrError as error:
             # The backup's own fate is more important than its lock's, so the caller is told, not stopped.
             self.left_behind = f"{LOCK_NAME} is left behind in {self._storage.display_url}: {error}"
-
-
-async def _to_the_end(step: Any) -> None:
-    """Run an undo step to its end although this task is being cancelled."""
-    task = asyncio.ensure_future(step)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 def _name(record: LockRecord | None) -> str:

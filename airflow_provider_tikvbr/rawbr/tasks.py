@@ -1,4 +1,4 @@
-"""Many things at a time, none of which outlives the others' failure."""
+"""Many things at a time, none of which outlives the others' failure, and things that must be done to their end."""
 
 from __future__ import annotations
 
@@ -34,3 +34,23 @@ async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, 
             await work(item)
 
     await all_or_cancel(worker() for _ in range(max(1, concurrency)))
+
+
+async def settle(work: Coroutine[Any, Any, T]) -> T:
+    """Run work to its end even if the caller is cancelled meanwhile; the cancellation comes after it.
+
+    :raises asyncio.CancelledError: the caller was cancelled; the work is done all the same.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as err:
+            cancelled = err
+    if cancelled is not None:
+        if not task.cancelled():
+            # Seen here, so that asyncio does not complain of it: that somebody wants us to stop matters more.
+            task.exception()
+        raise cancelled
+    return task.result()

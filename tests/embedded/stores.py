@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,15 +16,6 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, RegionKey, UserKey
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something to become true."""
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never became true")
 
 
 class Stores:

@@ -17,7 +17,8 @@ from airflow_provider_tikvbr.storage.cipher import Cipher, CipherMethod
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
-from tests.embedded.stores import Stores, until
+from tests.embedded.stores import Stores
+from tests.support.waiting import until
 
 SPLITS = [UserKey(b"%02d" % i) for i in range(10, 100, 10)]
 ALL = list(ApiVersion)

@@ -13,6 +13,7 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, EngineKey, KeyRange, RegionKey, UserKey
 from tests.embedded.pd_caller import PdCaller
+from tests.support.waiting import until
 
 PAIRS = [(UserKey(b"k%04d" % i), b"v%d" % i) for i in range(500)]
 SPLITS = [UserKey(b"k0100"), UserKey(b"k0200"), UserKey(b"k0400")]
@@ -20,14 +21,6 @@ SPLITS = [UserKey(b"k0100"), UserKey(b"k0200"), UserKey(b"k0400")]
 
 def range_of(start: bytes, end: bytes) -> KeyRange[UserKey]:
     return KeyRange(UserKey(start), UserKey(end))
-
-
-async def down(cluster: EmbeddedCluster, store_id: int) -> None:
-    for _ in range(1000):
-        if not cluster.topology.stores[store_id].running:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"store {store_id} is still running")
 
 
 @pytest.mark.parametrize("api_version", list(ApiVersion))
@@ -154,7 +147,7 @@ async def test_a_dead_store_stays_dead(tmp_path: Path) -> None:
     options = {"stores": 3, "replicas": 3}
     async with EmbeddedCluster(data_dir=tmp_path, **options) as cluster:  # type: ignore[arg-type]
         cluster.topology.kill(2, "an ingest without its file")
-        await down(cluster, 2)
+        await until(lambda: not cluster.topology.stores[2].running)
         with pytest.raises(RuntimeError, match="an ingest without its file"):
             await cluster.start_store(2)
 

@@ -10,6 +10,7 @@ import pytest
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.proto import brpb_pb2, import_sstpb_pb2, methods, pdpb_pb2
 from tests.embedded.pd_caller import PdCaller
+from tests.support.waiting import until
 
 REQUEST = pdpb_pb2.GetMembersRequest()
 
@@ -70,9 +71,9 @@ async def test_a_stream_is_struck_too(cluster: EmbeddedCluster) -> None:
 
 
 async def test_a_delay_alone_lets_the_answer_through(cluster: EmbeddedCluster) -> None:
-    cluster.failpoints.fail(methods.PD_GET_MEMBERS, delay_s=0.2)
+    point = cluster.failpoints.fail(methods.PD_GET_MEMBERS, delay_s=0.5)
     async with PdCaller(cluster) as pd:
         slow = asyncio.create_task(pd.call(methods.PD_GET_MEMBERS, REQUEST))
-        await asyncio.sleep(0.05)
+        await until(lambda: point.hits)
         assert not slow.done()
         assert (await slow).members

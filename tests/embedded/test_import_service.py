@@ -21,8 +21,9 @@ from airflow_provider_tikvbr.rawbr.meta import read_meta
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher, CipherMethod
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, RegionKey, UserKey
-from tests.embedded.stores import Stores, until
+from tests.embedded.stores import Stores
 from tests.support import golden
+from tests.support.waiting import until
 
 NAME = "1/one_default.sst"
 KEYS = [b"%03d" % i for i in range(1000)]
@@ -195,20 +196,20 @@ async def test_the_speed_limit_counts_what_is_read(
     assert spent == [(7777, (tmp_path / "backup" / NAME).stat().st_size)]
 
 
-async def test_downloads_that_cannot_be(stores: Stores, backup: Any) -> None:
+async def test_downloads_that_cannot_be(stores: Stores, backup: Any, tmp_path: Path) -> None:
     region = stores.region(b"000")
     bad_uuid = sst_meta(region)
     bad_uuid.uuid = b"short"
     bad_cf = sst_meta(region)
     bad_cf.cf_name = "../../../etc"
     rewrite = import_sstpb_pb2.RewriteRule(old_key_prefix=b"a", new_key_prefix=b"b")
-    missing = brpb_pb2.StorageBackend(local=brpb_pb2.Local(path="/nonexistent/dir"))
+    missing = brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(tmp_path / "missing")))
     for sst, fields, text in (
         (bad_uuid, {}, "invalid uuid"),
         (bad_cf, {}, "invalid cf name"),
         (sst_meta(region), {"rewrite_rule": rewrite}, "rewrite"),
         (sst_meta(region), {"name": "../secret"}, "Cannot read"),
-        (sst_meta(region), {"storage_backend": missing}, "Cannot read local:///nonexistent/dir/1/one_default.sst"),
+        (sst_meta(region), {"storage_backend": missing}, f"Cannot read local://{tmp_path}/missing/1/one_default.sst"),
         (sst_meta(region), {"storage_backend": brpb_pb2.StorageBackend(noop=brpb_pb2.Noop())}, "Cannot read noop://"),
     ):
         answer = await download(stores, backup, sst, 1, **fields)

@@ -19,6 +19,7 @@ from airflow_provider_tikvbr.rawbr.summary import Checksum
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
+from tests.support.waiting import until
 
 Pair = tuple[UserKey, bytes]
 COUNT = 400
@@ -81,17 +82,11 @@ class Events:
         return [event.message for event in self.seen if isinstance(event, Note)]
 
 
-async def until(happens: Callable[[], bool]) -> None:
-    """Wait until something has happened."""
-    while not happens():  # noqa: ASYNC110 - what happens lies in an object that knows of no events
-        await asyncio.sleep(0.01)
-
-
 async def meanwhile(work: Awaitable[Any], when: Callable[[], bool], then: Callable[[], Any]) -> Any:
     """Run work, and do something as soon as a condition holds."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait_for(until(when), 30)
+        await until(when)
         done = then()
         if asyncio.iscoroutine(done):
             await done

@@ -17,66 +17,10 @@ from airflow_provider_tikvbr.rawbr.leases import (
     SchedulerLease,
     SpeedLimitLease,
     hold,
-    settle,
     temporary_settings,
 )
 from tests.support.target import is_as_before, target, warnings_in
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - the condition is a state of servers
-        await asyncio.sleep(0.005)
-
-
-# --- settle ---
-
-
-async def test_settled_work_ends_before_the_cancellation_comes() -> None:
-    steps: list[str] = []
-    begun = asyncio.Event()
-
-    async def work() -> None:
-        begun.set()
-        for step in ("one", "two", "three"):
-            await asyncio.sleep(0.01)
-            steps.append(step)
-
-    task = asyncio.create_task(settle(work()))
-    await begun.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert steps == ["one", "two", "three"]
-
-
-async def test_settled_work_gives_its_result_or_its_error() -> None:
-    async def good() -> int:
-        return 7
-
-    async def bad() -> int:
-        raise ProtocolError("no")
-
-    assert await settle(good()) == 7
-    with pytest.raises(ProtocolError, match="no"):
-        await settle(bad())
-
-
-async def test_a_cancellation_matters_more_than_an_error_of_the_undo() -> None:
-    begun = asyncio.Event()
-
-    async def bad() -> None:
-        begun.set()
-        await asyncio.sleep(0.01)
-        raise ProtocolError("no")
-
-    task = asyncio.create_task(settle(bad()))
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
+from tests.support.waiting import until
 
 # --- import mode and speed limit ---
 

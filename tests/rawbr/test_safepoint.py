@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import grpc
@@ -10,7 +9,8 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailable
 from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease, backup_ts_of
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
-from tests.rawbr.jobs import Events, cluster, until
+from tests.rawbr.jobs import Events, cluster
+from tests.support.waiting import until
 
 V2 = ApiVersion.V2
 
@@ -46,7 +46,7 @@ async def test_it_is_kept_alive(tmp_path: Path) -> None:
             def renewed() -> bool:
                 return any(s.expires_at > first.expires_at + 1 for s in embedded.pd.safe_points.services().values())
 
-            await asyncio.wait_for(until(renewed), 30)
+            await until(renewed)
             assert list(embedded.pd.safe_points.services()) == [lease.service_id]
             lease.check()
         assert not embedded.pd.safe_points.services()
@@ -82,7 +82,7 @@ async def test_a_loss_is_noticed(tmp_path: Path) -> None:
             safe_points = embedded.pd.safe_points
             safe_points.update_service(lease.service_id, 0, 0)
             safe_points.update_gc(await client.pd.tso())
-            await asyncio.wait_for(until(lambda: bool(events.notes)), 30)
+            await until(lambda: events.notes)
             with pytest.raises(PDUnavailableError, match="expired because PD did not answer for 1s"):
                 lease.check()
         assert "could not renew the GC safepoint of the backup" in events.notes[0]

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from airflow_provider_tikvbr.rawbr.tasks import all_or_cancel, for_each
+from airflow_provider_tikvbr.exceptions import ProtocolError
+from airflow_provider_tikvbr.rawbr.tasks import all_or_cancel, for_each, settle
 
 
 async def test_all_results_in_order() -> None:
@@ -83,3 +84,50 @@ async def test_an_error_stops_the_rest() -> None:
     with pytest.raises(ValueError, match="3"):
         await for_each(range(1000), work, concurrency=2)
     assert len(done) < 10
+
+
+async def test_settled_work_ends_before_the_cancellation_comes() -> None:
+    steps: list[str] = []
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        for step in ("one", "two", "three"):
+            await asyncio.sleep(0.01)
+            steps.append(step)
+
+    task = asyncio.create_task(settle(work()))
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["one", "two", "three"]
+
+
+async def test_settled_work_gives_its_result_or_its_error() -> None:
+    async def good() -> int:
+        return 7
+
+    async def bad() -> int:
+        raise ProtocolError("no")
+
+    assert await settle(good()) == 7
+    with pytest.raises(ProtocolError, match="no"):
+        await settle(bad())
+
+
+async def test_a_cancellation_matters_more_than_an_error_of_the_undo() -> None:
+    begun = asyncio.Event()
+
+    async def bad() -> None:
+        begun.set()
+        await asyncio.sleep(0.01)
+        raise ProtocolError("no")
+
+    task = asyncio.create_task(settle(bad()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, UserKey
 from airflow_provider_tikvbr.tikv.options import ClusterOptions, TlsOptions
 from tests.support.certs import Authority, KeyPair
+from tests.support.waiting import until
 from tests.tikv.servers import closed_port
 
 
@@ -266,9 +267,9 @@ async def test_a_cluster_without_stores_yet(embedded: EmbeddedCluster) -> None:
 
 
 async def test_cancelling_a_connect(embedded: EmbeddedCluster) -> None:
-    embedded.failpoints.fail(methods.PD_GET_ALL_STORES, delay_s=30, times=None)
+    point = embedded.failpoints.fail(methods.PD_GET_ALL_STORES, delay_s=30, times=None)
     task = asyncio.create_task(Cluster.connect(options(embedded)))
-    await asyncio.sleep(0.2)
+    await until(lambda: point.hits)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
