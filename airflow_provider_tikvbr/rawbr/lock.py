@@ -104,12 +104,14 @@ class BackupLock:
         if not storage.keeps:
             yield lock
             return
-        beat = asyncio.create_task(lock._beat())
+        beat: asyncio.Task[None] | None = None
         try:
             # Not left half-way when cancelled: the write could land after the release below looked for it.
             await settle(lock._take())
             # Another run may have finished between the first look and the lock.
             await lock._refuse_finished()
+            # Not before: it ends when it finds that the lock is not ours.
+            beat = asyncio.create_task(lock._beat())
             yield lock
         finally:
             await settle(lock._release(beat))
@@ -180,10 +182,11 @@ class BackupLock:
                 # The heartbeat only informs people; the storage's troubles show where the backup itself meets them.
                 continue
 
-    async def _release(self, beat: asyncio.Task[None]) -> None:
+    async def _release(self, beat: asyncio.Task[None] | None) -> None:
         # Not cancelled but told to end: a write that is under way would put the lock back after we removed it.
         self._ended.set()
-        await beat
+        if beat is not None:
+            await beat
         try:
             if await self._is_ours():
                 await self._storage.delete(LOCK_NAME)

@@ -154,6 +154,22 @@ async def test_the_heart_beats(tmp_path: Path) -> None:
     assert await names(storage) == []
 
 
+async def test_the_heart_beats_however_long_it_took_to_lock(tmp_path: Path) -> None:
+    beaten = asyncio.Event()
+
+    class Slow(LocalStorage):
+        async def create(self, name: str, data: bytes) -> bool:
+            await asyncio.sleep(0.1)
+            return await super().create(name, data)
+
+        async def write(self, name: str, data: bytes) -> None:
+            await super().write(name, data)
+            beaten.set()
+
+    async with BackupLock.acquire(Slow(path=tmp_path), owner="run1", heartbeat_s=0.01):
+        await asyncio.wait_for(beaten.wait(), 30)
+
+
 async def test_a_failed_job_gives_the_lock_back(storage: Storage) -> None:
     with pytest.raises(RuntimeError, match="the job failed"):
         async with BackupLock.acquire(storage, owner="run1"):
