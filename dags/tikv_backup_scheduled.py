@@ -12,9 +12,10 @@ the cluster while it is compared: give up *Verify* for those.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
+import pendulum
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, Asset, Param
 
@@ -40,7 +41,7 @@ with DAG(
     description="Back up the raw pairs of a TiKV cluster and verify the backup.",
     doc_md=__doc__,
     schedule="@daily",
-    start_date=datetime(2025, 1, 1, tzinfo=timezone.utc),
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
@@ -58,8 +59,8 @@ with DAG(
             None,
             type=["null", "string"],
             title="Storage URL",
-            description_md="Where backups go, such as `s3://bucket/tikv?region=eu-west-1` or `local:///mnt/backup`. "
-            "Empty: the variable `tikv_backup_storage`. The run adds a folder named after its time.",
+            description_md="Where backups go, such as *s3://bucket/tikv?region=eu-west-1* or *local:///mnt/backup*. "
+            "Empty: the variable *tikv_backup_storage*. The run adds a folder named after its time.",
         ),
         "storage_conn_id": Param(
             None,

@@ -14,14 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import boto3
+import smart_open.s3
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    IncompleteReadError,
     ParamValidationError,
-    ReadTimeoutError,
-    ResponseStreamingError,
 )
 
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -36,9 +34,6 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 # botocore's own tries for one call, with its own back-off: a few seconds until a wrong endpoint is reported.
 ATTEMPTS = 5
-# An answer that breaks off in the middle is asked for again: botocore retries requests, not bodies.
-READ_TRIES = 3
-_BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 # How servers refuse a condition that they do not know.
 _UNKNOWN_CONDITION = frozenset({400, 405, 501})
 
@@ -112,14 +107,13 @@ class S3Storage(Storage):
         check_name(name)
 
         def get(client: Any) -> bytes:
-            for left in reversed(range(READ_TRIES)):
-                try:
-                    data: bytes = client.get_object(**self._place(name))["Body"].read()
-                except _BROKEN_OFF:
-                    if not left:
-                        raise
-                else:
-                    break
+            place = self._place(name)
+            try:
+                # An answer that breaks off goes on where it was: botocore retries requests, not bodies.
+                with smart_open.s3.open(place["Bucket"], place["Key"], "rb", client=client, defer_seek=True) as stream:
+                    data: bytes = stream.read()
+            except OSError as error:
+                raise getattr(error, "backend_error", error) from None
             return data
 
         return await self._call("read", name, get)
