@@ -138,7 +138,8 @@ def parse_url(url: str) -> Location:
         _parameters(parts.query, parts.scheme, frozenset())
         return NoopLocation()
     if parts.scheme == "s3":
-        if "@" in parts.netloc:
+        # A secret key may have slashes, and then only its beginning stands here.
+        if "@" in parts.netloc or ":" in parts.netloc:
             raise _refused(
                 f"the storage URL {redact(text)} has a user part: give access-key and secret-access-key as parameters"
             )
@@ -155,7 +156,11 @@ def redact(url: str) -> str:
     scheme, separator, rest = shown.partition("://")
     if not separator:
         return shown
-    host, slash, path = rest.partition("#")[0].partition("/")
+    rest = rest.partition("#")[0]
+    host, slash, path = rest.partition("/")
+    if ":" in host and "@" in path:
+        # Most likely a password with a slash.
+        return f"{scheme}://{rest.rpartition('@')[2]}"
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 

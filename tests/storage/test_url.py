@@ -96,6 +96,8 @@ def test_services_without_path_style(more: str) -> None:
         ("s3://", "names no bucket"),
         ("s3:///prefix", "names no bucket"),
         ("s3://key:secret@bucket/p", "has a user part"),
+        ("s3://key:sec/ret@bucket/p", "s3://bucket/p has a user part"),
+        ("s3://bucket:9000/p", "has a user part"),
         ("s3://b/p?regoin=x", "no parameter 'regoin': known ones are access-key, acl, "),
         ("s3://b/p?access-key=x", "without secret-access-key"),
         ("s3://b/p?secret-access-key=secret", "without access-key"),
@@ -121,6 +123,7 @@ def test_refusals_say_what_and_show_no_secret(url: str, says: str) -> None:
     assert says in str(caught.value)
     assert "=secret" not in str(caught.value)
     assert ":secret" not in str(caught.value)
+    assert "sec/ret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,8 @@ def test_refusals_say_what_and_show_no_secret(url: str, says: str) -> None:
     [
         ("s3://bucket/p?access-key=a&secret-access-key=b", "s3://bucket/p"),
         ("s3://key:secret@bucket/p?x#y", "s3://bucket/p"),
+        ("s3://key:sec/ret@bucket/p?x", "s3://bucket/p"),
+        ("s3://bucket/p@q", "s3://bucket/p@q"),
         ("http://user@host:1/p#frag", "http://host:1/p"),
         ("/plain/path", "/plain/path"),
         ("s3//b?secret=1", "s3//b"),
