@@ -30,7 +30,7 @@ from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
 from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, write_meta
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
-from airflow_provider_tikvbr.rawbr.push import back_up_range
+from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request
 from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
@@ -70,7 +70,7 @@ async def backup(
         safepoint = _safepoint(cluster, options, listener)
         async with hold(*_leases(cluster, options, safepoint, listener)):
             keys = cluster.codec.api_range(options.keys)
-            regions = await cluster.http.region_count(cluster.codec.region_range(keys))
+            regions = await count_regions(cluster, keys, listener)
             coverage = Coverage(
                 backup_request(cluster, options, dst),
                 codec=cluster.codec,
@@ -102,7 +102,7 @@ async def backup(
     return BackupSummary(
         total_ranges=len(files),
         ranges_succeed=len(files),
-        backup_total_regions=regions,
+        backup_total_regions=regions or len(coverage.ranges),
         total_take_s=time.monotonic() - started,
         backup_ts=safepoint.backup_ts if safepoint is not None else None,
         total_kv=coverage.checksum.total_kvs,

@@ -37,7 +37,7 @@ from airflow_provider_tikvbr.rawbr.options import (
     Compression,
 )
 from airflow_provider_tikvbr.rawbr.plan import wanted_range
-from airflow_provider_tikvbr.rawbr.push import back_up_range
+from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request
 from airflow_provider_tikvbr.rawbr.summary import Checksum, ChecksumSummary
 from airflow_provider_tikvbr.rawbr.tasks import for_each
@@ -161,7 +161,7 @@ async def live_checksum(
         codec=cluster.codec,
         storage=NoopStorage(),
         step=step,
-        total=await cluster.http.region_count(cluster.codec.region_range(cluster.codec.api_range(keys))),
+        total=await count_regions(cluster, cluster.codec.api_range(keys), listener),
         listener=listener,
     )
     await back_up_range(cluster, coverage, budget_s=budget_s, listener=listener)

@@ -37,6 +37,8 @@ async def region_limits(cluster: Cluster) -> RegionLimits:
     scheme = "https" if options.tls else "http"
     async with http_client(options.tls, timeout_s=TIMEOUT_S) as client:
         for store in (await cluster.up_stores())[:STORES_TO_ASK]:
+            if not store.status_address:
+                continue
             try:
                 response = await client.get(f"{scheme}://{status_address(store)}/config")
                 return limits_of(response.json())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airflow_provider_tikvbr.exceptions import TransientError
+from airflow_provider_tikvbr.exceptions import TikvBrError, TransientError
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note
 from airflow_provider_tikvbr.rawbr.gaps import fill_gaps
 from airflow_provider_tikvbr.rawbr.tasks import all_or_cancel
 from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.retry import Backoff
 
@@ -18,6 +19,15 @@ from airflow_provider_tikvbr.tikv.retry import Backoff
 ATTEMPTS = 3
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 3.0
+
+
+async def count_regions(cluster: Cluster, keys: KeyRange[ApiKey], listener: Listener) -> int:
+    """About how many regions a range has, for progress reports; 0 if PD does not tell, which is no reason to stop."""
+    try:
+        return await cluster.http.region_count(cluster.codec.region_range(keys))
+    except TikvBrError as err:
+        listener(Note(level="info", message=f"progress is told without the number of regions: {err}"))
+        return 0
 
 
 async def back_up_range(cluster: Cluster, coverage: Coverage, *, budget_s: float, listener: Listener) -> None:

@@ -229,6 +229,8 @@ async def _ask(store: Store, options: ClusterOptions) -> ApiVersion:
     try:
         return await store_api_version(store, options.tls, timeout_s=timeout_s)
     except (StoreUnavailableError, AuthenticationError) as err:
+        if not store.status_address:
+            raise
         # HTTP errors do not tell a closed port from one that speaks TLS where we do not.
         reason = await diagnose(
             status_address(store), options.tls, timeout_s=min(2.0, timeout_s), greeting=Greeting.HTTP

@@ -19,6 +19,8 @@ class StoreState(enum.IntEnum):
 
 
 NODE_STATE_REMOVED = 3
+# The second kind holds no data at all, so it computes for others.
+TIFLASH_ENGINES = ("tiflash", "tiflash_compute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class Store:
     @property
     def is_tiflash(self) -> bool:
         """Whether it is a TiFlash node, which holds no raw data."""
-        return self.labels.get("engine") == "tiflash"
+        return self.labels.get("engine") in TIFLASH_ENGINES
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class PDHttp:
 
     async def region_count(self, keys: KeyRange[RegionKey]) -> int:
         """How many regions overlap a range; PD knows it roughly only, so it is for progress reports."""
-        query = f"start_key={_quote(keys.start)}&end_key={_quote(keys.end)}"
+        # With "count" PD counts; without it, and before 6.5, it goes through the statistics of every region.
+        query = f"start_key={_quote(keys.start)}&end_key={_quote(keys.end)}&count"
         stats = await self._request("GET", f"{API}/stats/region?{query}")
         count = stats.get("count") if isinstance(stats, dict) else None
         if not isinstance(count, int):

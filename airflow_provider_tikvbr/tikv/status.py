@@ -25,10 +25,17 @@ async def store_api_version(store: Store, tls: TlsOptions | None, *, timeout_s: 
     :param store: the store, as PD describes it.
     :param tls: certificates; None means a plain connection.
     :param timeout_s: time limit of the request, in seconds.
-    :raises StoreUnavailableError: its status server does not answer.
+    :raises StoreUnavailableError: its status server does not answer, or is switched off.
     :raises AuthenticationError: TLS on one side only, or a certificate is refused.
     :raises ProtocolError: it answers something else than its configuration.
     """
+    if not store.status_address:
+        raise StoreUnavailableError(
+            f"store {store.id} ({store.address}) tells PD no address of its status server: set server.status-addr in its"
+            " configuration",
+            store_id=store.id,
+            address=store.address,
+        )
     async with http_client(tls, timeout_s=timeout_s) as client:
         return await _ask(client, store, "https" if tls else "http")
 

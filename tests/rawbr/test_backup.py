@@ -259,6 +259,19 @@ async def test_conversions_that_do_not_exist(
     assert not (tmp_path / "place").exists()
 
 
+@pytest.mark.parametrize("dst", ["v1", "v2"])
+async def test_a_pd_that_does_not_count_regions(dst: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(keys: KeyRange[RegionKey]) -> int:
+        raise PDUnavailableError("PD at pd0:2379 failed on GET /pd/api/v1/stats/region: 500")
+
+    events = Events()
+    async with cluster(tmp_path) as (_, client):
+        monkeypatch.setattr(client.http, "region_count", refuse)
+        summary = await run(client, tmp_path / "place", events, dst_api_version=dst, checksum=True)
+    assert (summary.total_kv, summary.backup_total_regions, summary.verified) == (len(make_pairs()), 8, True)
+    assert any("without the number of regions: PD at pd0:2379 failed" in note for note in events.notes)
+
+
 async def test_an_old_cluster_cannot_checksum(tmp_path: Path) -> None:
     async with cluster(tmp_path, version="6.1.0") as (_, client):
         with pytest.raises(UnsupportedError, match=r"checksum needs a cluster of version 6\.1\.1 or newer"):

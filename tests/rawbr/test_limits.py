@@ -54,6 +54,9 @@ async def test_asks_the_stores_and_has_an_answer_without_them(tmp_path: Path) ->
         found = await region_limits(cluster)
         assert found.size > 0
         assert found.keys > 0
+        for store in embedded.topology.stores.values():
+            store.status_address = ""
+            assert await region_limits(cluster) == (found if store.id == 1 else USUAL)
         for store_id in list(embedded.topology.stores):
             await embedded.stop_store(store_id)
         assert await region_limits(cluster) == USUAL

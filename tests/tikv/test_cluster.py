@@ -114,6 +114,21 @@ async def test_stores_that_are_leaving_or_foreign_are_left_out(embedded: Embedde
         assert (description.stores_up, description.stores_total) == (1, 2)
 
 
+async def test_status_servers_that_are_switched_off(
+    embedded: EmbeddedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = stores_of(embedded)
+    answer.stores[1].status_address = ""
+    tell(embedded, answer)
+    async with await Cluster.connect(options(embedded)) as cluster:
+        assert cluster.api_version is embedded.api_version
+    assert f"store {answer.stores[1].id} ({answer.stores[1].address}) tells PD no address" in caplog.text
+    for store in answer.stores:
+        store.status_address = ""
+    tell(embedded, answer)
+    assert "no store that PD counts as up tells its API version" in await refused(e.StoreUnavailableError, embedded)
+
+
 async def test_a_store_that_moves_gets_a_new_client(embedded: EmbeddedCluster) -> None:
     async with await Cluster.connect(options(embedded)) as cluster:
         before = await cluster.client(1)

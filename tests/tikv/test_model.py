@@ -46,6 +46,7 @@ def test_which_stores_take_part() -> None:
     assert not Store.of(metapb_pb2.Store(id=1, state="Tombstone")).is_up
     assert not Store.of(metapb_pb2.Store(id=1, node_state="Removed")).is_up
     assert Store(id=1, address="", labels={"engine": "tiflash"}).is_tiflash
+    assert Store(id=1, address="", labels={"engine": "tiflash_compute"}).is_tiflash
     assert not Store(id=1, address="", labels={"engine": "tikv"}).is_tiflash
 
 

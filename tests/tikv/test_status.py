@@ -90,6 +90,11 @@ async def test_no_answer() -> None:
             await store_api_version(store, None, timeout_s=0.1)
 
 
+async def test_a_status_server_that_is_switched_off() -> None:
+    with pytest.raises(StoreUnavailableError, match=r"store 4 \(10\.1\.1\.1:20160\) tells PD no address"):
+        await store_api_version(Store(id=4, address="10.1.1.1:20160"), None)
+
+
 async def test_tls_at_a_plain_port(authority: Authority) -> None:
     async with status_server(200, "{}") as store:
         with pytest.raises(AuthenticationError, match="do not agree on TLS"):
