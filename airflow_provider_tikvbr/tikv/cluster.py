@@ -26,7 +26,7 @@ from airflow_provider_tikvbr.tikv.regions import RegionCache
 from airflow_provider_tikvbr.tikv.security import Greeting, diagnose
 from airflow_provider_tikvbr.tikv.status import status_address, store_api_version
 from airflow_provider_tikvbr.tikv.store import StoreClient
-from airflow_provider_tikvbr.tikv.versions import check_stores, parse_version
+from airflow_provider_tikvbr.tikv.versions import check_stores, check_v2, parse_version
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Cluster:
         :raises PDUnavailableError: no PD leader is found within ``connect_timeout_s``.
         :raises AuthenticationError: one side speaks TLS and the other does not, or a certificate is refused.
         :raises WrongClusterError: the cluster is not the expected one.
-        :raises UnsupportedError: stores are too old or are TiFlash nodes.
+        :raises UnsupportedError: stores are too old, also for their API version, or are TiFlash nodes.
         :raises ApiVersionError: the stores disagree about the API version, or have another than expected.
         :raises StoreUnavailableError: no store is up, or no store that is up answers.
         """
@@ -97,6 +97,8 @@ class Cluster:
             _check_api_version(api_version, options)
             text = await http.cluster_version()
             cluster = cls(options=options, pd=pd, http=http, api_version=api_version, cluster_version_text=text)
+            if options.check_requirements and cluster.codec.is_v2:
+                check_v2(cluster.cluster_version, text)
             cluster._remember(stores)
         except BaseException:
             await http.close()

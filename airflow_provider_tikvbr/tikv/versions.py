@@ -12,6 +12,7 @@ from airflow_provider_tikvbr.exceptions import ProtocolError, UnsupportedError
 from airflow_provider_tikvbr.tikv.model import Store
 
 MIN_STORE_VERSION: Final = Version("5.0.0")
+MIN_V2_VERSION: Final = Version("6.1.0")
 
 _VERSION: Final = re.compile(r"v?(\d+\.\d+\.\d+)(?:-(alpha|beta|rc)(?:\.?(\d+))?)?(?:[-+.].*)?", re.IGNORECASE)
 
@@ -49,6 +50,20 @@ def check_stores(stores: Iterable[Store]) -> None:
         raise UnsupportedError(
             f"TiKV {MIN_STORE_VERSION} or newer is needed, but there is an older one: {_names(old)};"
             " upgrade the cluster, or switch the requirements check off"
+        )
+
+
+def check_v2(version: Version, text: str) -> None:
+    """Refuse a cluster of API version V2 from the time when V2 was another format, before 6.1.0.
+
+    :param version: of the cluster.
+    :param text: the same as PD writes it.
+    :raises UnsupportedError: it is one.
+    """
+    if version < MIN_V2_VERSION:
+        raise UnsupportedError(
+            f"API version V2 is supported from TiKV {MIN_V2_VERSION} on, and this cluster has {text}, where it was an"
+            " experiment with other keys: upgrade the cluster, or switch the requirements check off"
         )
 
 

@@ -223,6 +223,14 @@ async def test_stores_that_are_too_old(embedded: EmbeddedCluster) -> None:
         assert len(await cluster.up_stores()) == 3
 
 
+async def test_a_v2_of_old(tmp_path: Path) -> None:
+    async with EmbeddedCluster(data_dir=tmp_path, api_version=ApiVersion.V2, version="6.0.0") as embedded:
+        message = await refused(e.UnsupportedError, embedded)
+        assert message.startswith("API version V2 is supported from TiKV 6.1.0 on, and this cluster has 6.0.0")
+        async with await Cluster.connect(options(embedded, check_requirements=False)) as cluster:
+            assert cluster.codec.is_v2
+
+
 async def test_tiflash(embedded: EmbeddedCluster) -> None:
     tiflash = metapb_pb2.Store(id=99, address="flash:3930", version="8.5.0")
     tiflash.labels.add(key="engine", value="tiflash")
