@@ -66,8 +66,13 @@ def _connection_type() -> dict[str, Any]:
         "conn-fields": {
             "api_version": {
                 "label": "API version",
-                "description": "Refuse the cluster if it has another one. Empty: whatever it has.",
-                "schema": {"type": ["string", "null"], "enum": [None, "v1", "v1ttl", "v2"]},
+                "description": "Refuse the cluster if it has another one.",
+                # Without values_display, the form calls the first one "null".
+                "schema": {
+                    "type": ["string", "null"],
+                    "enum": [None, "v1", "v1ttl", "v2"],
+                    "values_display": {"null": "any"},
+                },
             },
             "cluster_id": {
                 "label": "Cluster ID",

@@ -39,7 +39,7 @@ with DAG(
             type="string",
             minLength=1,
             title="Storage URL",
-            description_md="Where the backup goes on its way, such as `s3://bucket/tikv` or `local:///mnt/backup`.",
+            description_md="Where the backup goes on its way, such as *s3://bucket/tikv* or *local:///mnt/backup*.",
         ),
         "source_conn_id": Param(
             "tikv_v1",

@@ -29,8 +29,8 @@ with DAG(
             type="string",
             minLength=1,
             title="Storage URL",
-            description_md="The backup: the folder that holds `backupmeta`, such as "
-            "`s3://bucket/tikv/20261122T000000` or `local:///mnt/backup/20261122T000000`.",
+            description_md="The folder that holds *backupmeta*, such as *s3://bucket/tikv/20261122T000000* or "
+            "*local:///mnt/backup/20261122T000000*.",
         ),
         "tikv_conn_id": Param(
             "tikv_default",

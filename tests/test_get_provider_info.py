@@ -73,3 +73,9 @@ def test_the_form_offers_what_the_hook_reads() -> None:
 def test_the_private_key_is_masked() -> None:
     (kind,) = get_provider_info()["connection-types"]
     assert kind["conn-fields"]["private_key"]["schema"]["format"] == "password"
+
+
+def test_each_choice_has_a_name_in_the_form() -> None:
+    (kind,) = get_provider_info()["connection-types"]
+    choices = kind["conn-fields"]["api_version"]["schema"]
+    assert {"null"} == set(choices["values_display"]) == {"null" for choice in choices["enum"] if choice is None}
