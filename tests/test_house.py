@@ -129,7 +129,8 @@ def test_what_is_imported_is_declared() -> None:
         for module in imports(tree)
         # Airflow's namespace is filled by a family of distributions.
         if (top := module.split(".")[0]) not in {*sys.stdlib_module_names, PACKAGE, "airflow"}
-        and not {maker.lower().replace("_", "-") for maker in makers[top]} & (embedded if part_of(name) == "embedded" else always)
+        and not {maker.lower().replace("_", "-") for maker in makers[top]}
+        & (embedded if part_of(name) == "embedded" else always)
     ]
     assert undeclared == []
 

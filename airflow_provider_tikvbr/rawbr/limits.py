@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import httpx
-
+from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.rawbr.plan import REGION_KEYS, REGION_SIZE
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.http import http_client
-from airflow_provider_tikvbr.tikv.status import status_address
+from airflow_provider_tikvbr.tikv.status import store_config
 
 TIMEOUT_S = 3.0
 STORES_TO_ASK = 3
@@ -33,26 +33,20 @@ class RegionLimits:
 
 async def region_limits(cluster: Cluster) -> RegionLimits:
     """The size at which the cluster's own stores split regions; a usual one if none of a few stores tells."""
-    options = cluster.options
-    scheme = "https" if options.tls else "http"
-    async with http_client(options.tls, timeout_s=TIMEOUT_S) as client:
-        for store in (await cluster.up_stores())[:STORES_TO_ASK]:
-            if not store.status_address:
-                continue
-            try:
-                response = await client.get(f"{scheme}://{status_address(store)}/config")
-                return limits_of(response.json())
-            except (httpx.HTTPError, ValueError):
-                continue
+    for store in (await cluster.up_stores())[:STORES_TO_ASK]:
+        try:
+            return limits_of(await store_config(store, cluster.options.tls, timeout_s=TIMEOUT_S))
+        except (TikvBrError, ValueError):
+            continue
     return RegionLimits()
 
 
-def limits_of(config: object) -> RegionLimits:
+def limits_of(config: Mapping[str, Any]) -> RegionLimits:
     """Read the limits from a store's configuration (section ``coprocessor``).
 
     :raises ValueError: it does not tell them.
     """
-    section = config.get("coprocessor") if isinstance(config, dict) else None
+    section = config.get("coprocessor")
     if not isinstance(section, dict):
         raise ValueError("the configuration has no coprocessor section")
     keys = section.get("region-split-keys")

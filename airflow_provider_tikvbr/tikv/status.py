@@ -1,10 +1,11 @@
-"""A store's HTTP status server: the only place that tells a cluster's API version.
+"""A store's HTTP status server: its configuration, the only place that tells a cluster's API version.
 
 Source: TiKV, ``src/server/status_server`` and ``src/storage/config.rs``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -29,6 +30,23 @@ async def store_api_version(store: Store, tls: TlsOptions | None, *, timeout_s: 
     :raises AuthenticationError: TLS on one side only, or a certificate is refused.
     :raises ProtocolError: it answers something else than its configuration.
     """
+    config = await store_config(store, tls, timeout_s=timeout_s)
+    try:
+        return api_version_of(config)
+    except ValueError as err:
+        raise ProtocolError(f"{_name(store)} does not tell its API version: {err}", **_fields(store)) from err
+
+
+async def store_config(store: Store, tls: TlsOptions | None, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """Ask a store for its whole configuration.
+
+    :param store: the store, as PD describes it.
+    :param tls: certificates; None means a plain connection.
+    :param timeout_s: time limit of the request, in seconds.
+    :raises StoreUnavailableError: its status server does not answer, or is switched off.
+    :raises AuthenticationError: TLS on one side only, or a certificate is refused.
+    :raises ProtocolError: it answers something else than its configuration.
+    """
     if not store.status_address:
         raise StoreUnavailableError(
             f"store {store.id} ({store.address}) tells PD no address of its status server: set server.status-addr in its"
@@ -36,20 +54,14 @@ async def store_api_version(store: Store, tls: TlsOptions | None, *, timeout_s: 
             store_id=store.id,
             address=store.address,
         )
+    who, fields = _name(store), _fields(store)
     async with http_client(tls, timeout_s=timeout_s) as client:
-        return await _ask(client, store, "https" if tls else "http")
-
-
-async def _ask(client: httpx.AsyncClient, store: Store, scheme: str) -> ApiVersion:
-    address = status_address(store)
-    who = f"the status server of store {store.id} ({address})"
-    fields: dict[str, Any] = {"store_id": store.id, "address": address, "method": "GET /config"}
-    try:
-        response = await client.get(f"{scheme}://{address}/config")
-    except httpx.HTTPError as err:
-        if is_tls_failure(err):
-            raise AuthenticationError(f"{who} and this client do not agree on TLS: {err}", **fields) from err
-        raise StoreUnavailableError(f"{who} does not answer: {str(err) or type(err).__name__}", **fields) from err
+        try:
+            response = await client.get(f"{'https' if tls else 'http'}://{status_address(store)}/config")
+        except httpx.HTTPError as err:
+            if is_tls_failure(err):
+                raise AuthenticationError(f"{who} and this client do not agree on TLS: {err}", **fields) from err
+            raise StoreUnavailableError(f"{who} does not answer: {str(err) or type(err).__name__}", **fields) from err
     fields["code"] = str(response.status_code)
     if response.status_code in (401, 403):
         raise AuthenticationError(f"{who} does not let us read its configuration: {response.status_code}", **fields)
@@ -57,9 +69,11 @@ async def _ask(client: httpx.AsyncClient, store: Store, scheme: str) -> ApiVersi
         raise StoreUnavailableError(f"{who} failed: {response.status_code}", **fields)
     try:
         config = response.json() if response.status_code == 200 else None
-        return api_version_of(config)
-    except ValueError as err:
-        raise ProtocolError(f"{who} does not tell its API version: {err}", **fields) from err
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ProtocolError(f"{who} answers something else than a TiKV configuration", **fields)
+    return config
 
 
 def status_address(store: Store) -> str:
@@ -68,12 +82,12 @@ def status_address(store: Store) -> str:
     return f"{store.address.rpartition(':')[0]}:{port}" if host in ANY_HOST else store.status_address
 
 
-def api_version_of(config: object) -> ApiVersion:
+def api_version_of(config: Mapping[str, Any]) -> ApiVersion:
     """Read the API version from a store's configuration.
 
     :raises ValueError: the configuration has none, or one that does not exist.
     """
-    storage = config.get("storage") if isinstance(config, dict) else None
+    storage = config.get("storage")
     if not isinstance(storage, dict):
         raise ValueError("the answer is not a TiKV configuration")
     number, ttl = storage.get("api-version", 1), storage.get("enable-ttl", False)
@@ -83,3 +97,11 @@ def api_version_of(config: object) -> ApiVersion:
     if number == 2:
         return ApiVersion.V2
     raise ValueError(f"storage.api-version is {number!r}")
+
+
+def _name(store: Store) -> str:
+    return f"the status server of store {store.id} ({status_address(store)})"
+
+
+def _fields(store: Store) -> dict[str, Any]:
+    return {"store_id": store.id, "address": status_address(store), "method": "GET /config"}

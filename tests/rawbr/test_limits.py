@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,6 @@ def test_reads_the_configuration_of_a_store() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        None,
-        [],
         {},
         {"coprocessor": 1},
         {"coprocessor": {"region-split-size": "256MiB"}},
@@ -44,7 +43,7 @@ def test_reads_the_configuration_of_a_store() -> None:
         {"coprocessor": {"region-split-size": "1MiB", "region-split-keys": 0}},
     ],
 )
-def test_refuses_a_configuration_without_limits(config: object) -> None:
+def test_refuses_a_configuration_without_limits(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"coprocessor|not a size|at what size"):
         limits_of(config)
 

@@ -52,9 +52,9 @@ def test_api_version_of_a_configuration(storage: dict[str, Any], version: ApiVer
 
 
 @pytest.mark.parametrize(
-    "config", [None, [], {}, {"storage": 1}, {"storage": {"api-version": 3}}, {"storage": {"api-version": "2"}}]
+    "config", [{}, {"storage": 1}, {"storage": {"api-version": 3}}, {"storage": {"api-version": "2"}}]
 )
-def test_what_is_no_configuration(config: object) -> None:
+def test_what_is_no_configuration(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"storage\.api-version is|not a TiKV configuration"):
         api_version_of(config)
 
@@ -69,6 +69,7 @@ async def test_a_store_is_asked() -> None:
     [
         (200, "hello", ProtocolError),
         (200, "{}", ProtocolError),
+        (200, "[]", ProtocolError),
         (404, "", ProtocolError),
         (403, "", AuthenticationError),
         (500, "", StoreUnavailableError),
