@@ -28,8 +28,20 @@ from airflow_provider_tikvbr.tikv.retry import Backoff
 
 # Downloads that one store does for us at a time. More would only wait there, and run into their time limit.
 PER_STORE = 64
-# A store that answers pings but never finishes is given up after this; a rate limit prolongs it.
+# A store that answers pings but never finishes is given up after this, and the time that its queue may take: files can be
+# as large as regions, and a backup storage slow.
 TIMEOUT_S = 600.0
+SLOW_BYTES_PER_S = 16 << 20
+
+
+def timeout_s(length: int, rate_limit: int) -> float:
+    """How long one download may take, in seconds.
+
+    :param length: bytes of the file; those before it in the store's queue are taken to be as long.
+    :param rate_limit: bytes per second that the store may download; 0 means no limit.
+    """
+    pace = min(rate_limit or SLOW_BYTES_PER_S, SLOW_BYTES_PER_S)
+    return TIMEOUT_S + 2 * PER_STORE * length / pace
 
 
 class Downloader:
@@ -106,7 +118,9 @@ class Downloader:
             try:
                 async with self._slots[store_id]:
                     client = await self._cluster.client(store_id)
-                    answers[store_id] = await client.download(request, timeout_s=self._timeout_s(request))
+                    answers[store_id] = await client.download(
+                        request, timeout_s=timeout_s(request.sst.length, self._rate_limit)
+                    )
             except TransientError as err:
                 return err
             return None
@@ -160,7 +174,3 @@ class Downloader:
         sst.CopyFrom(request.sst)
         sst.range.CopyFrom(found[0].range)
         return sst
-
-    def _timeout_s(self, request: import_sstpb_pb2.DownloadRequest) -> float:
-        queued = 2 * PER_STORE * request.sst.length / self._rate_limit if self._rate_limit else 0.0
-        return TIMEOUT_S + queued

@@ -123,6 +123,28 @@ async def test_a_region_that_never_answers(tmp_path: Path) -> None:
             await cluster_checksum(client, client.codec.api_range(users(None, None)), budget_s=0.3)
 
 
+async def test_a_call_that_takes_longer_than_the_budget_is_made_again(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.failpoints.fail(RAW_CHECKSUM, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
+        found = await cluster_checksum(client, client.codec.api_range(users(None, None)), budget_s=0.3)
+    assert found == checksum_of(make_pairs())
+
+
+async def test_a_store_counts_some_regions_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksum_module, "PER_STORE", 1)
+    events = Events()
+    async with cluster(tmp_path) as (embedded, client):
+        led = sum(region.led_by(1) for region in embedded.topology.regions)
+        slow = embedded.failpoints.fail(RAW_CHECKSUM, store_id=1, delay_s=30, times=None)
+        monkeypatch.setattr(checksum_module, "PROGRESS_INTERVAL_S", 0.0)
+        keys = client.codec.api_range(users(None, None))
+        job = asyncio.ensure_future(cluster_checksum(client, keys, listener=events))
+        with pytest.raises(asyncio.CancelledError):
+            await meanwhile(job, lambda: bool(events.progress) and events.progress[-1].done == 8 - led, job.cancel)
+        assert led > 1
+        assert slow.hits == 1
+
+
 async def test_a_region_that_refuses_for_good(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
         answer = refused(key_not_in_region=errorpb_pb2.KeyNotInRegion(region_id=1))

@@ -22,7 +22,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, import_sstpb_pb2, methods
 from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.rawbr import ingest, leases
-from airflow_provider_tikvbr.rawbr.download import Downloader
+from airflow_provider_tikvbr.rawbr.download import Downloader, timeout_s
 from airflow_provider_tikvbr.rawbr.events import Event, Progress
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.meta import read_meta
@@ -60,6 +60,14 @@ def at_file(number: int, act: Callable[[], None]) -> Callable[[Event], None]:
 def nobody_died(embedded: EmbeddedCluster) -> bool:
     """Whether no peer was told to ingest a file that it does not have."""
     return not any(s.death for s in embedded.topology.stores.values())
+
+
+def test_slow_storages_and_large_files_get_more_time() -> None:
+    mib = 1 << 20
+    assert timeout_s(0, 0) == 600
+    assert timeout_s(96 * mib, 0) == 600 + 2 * 64 * 96 / 16
+    assert timeout_s(96 * mib, 1000 * mib) == timeout_s(96 * mib, 0)
+    assert timeout_s(1024 * mib, 8 * mib) == 600 + 2 * 64 * 1024 / 8
 
 
 # --- errors that pass ---
