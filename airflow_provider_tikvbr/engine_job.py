@@ -24,6 +24,9 @@ T = TypeVar("T")
 # How long a cancelled job may take to put the cluster back as it was before the caller stops waiting for it.
 GRACE_S = 30.0
 
+# The longest single wait. A signal that comes right before a wait does not end it, and its handler has to wait too.
+SIGNAL_S = 1.0
+
 
 class EngineJob(Generic[T]):
     """One run of a coroutine function, which is given the listener for its events.
@@ -77,12 +80,13 @@ class EngineJob(Generic[T]):
         :raises JobCancelledError: the job was asked to stop, and did.
         """
         thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-        thread.start()
         try:
+            # In here, for the signal may come while the thread starts.
+            thread.start()
             self._watch(on_progress or _drop, on_note or _drop, interval_s)
         except BaseException:
             self.cancel()
-            thread.join(GRACE_S)
+            self._wait(on_note or _drop)
             raise
         thread.join()
         if isinstance(self._error, asyncio.CancelledError):
@@ -98,8 +102,10 @@ class EngineJob(Generic[T]):
         beat = time.monotonic() + interval_s
         while True:
             try:
-                news = self._news.get(timeout=max(0.0, beat - time.monotonic()))
+                news = self._news.get(timeout=max(0.0, min(beat - time.monotonic(), SIGNAL_S)))
             except queue.Empty:
+                if time.monotonic() < beat:
+                    continue
                 beat = time.monotonic() + interval_s
                 # A cancelled task has no business with its supervisor any more.
                 if self._latest is not None and not self._cancelled:
@@ -114,6 +120,22 @@ class EngineJob(Generic[T]):
                 on_progress(news)
         if self._latest is not None and self._latest is not reported and not self._cancelled:
             on_progress(self._latest)
+
+    def _wait(self, on_note: Callable[[Note], None]) -> None:
+        """Let an interrupted job clean up, and tell what that has to say, such as what could not be put back."""
+        deadline = time.monotonic() + GRACE_S
+        while True:
+            try:
+                news = self._news.get(timeout=max(0.0, min(deadline - time.monotonic(), SIGNAL_S)))
+            except queue.Empty:
+                if time.monotonic() < deadline:
+                    continue
+                on_note(Note(level="warning", message=f"the job has not put the cluster back within {GRACE_S:g} s"))
+                return
+            if news is None:
+                return
+            if isinstance(news, Note):
+                on_note(news)
 
     def _listen(self, event: Event) -> None:
         if isinstance(event, Progress):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_tikvbr import engine_job
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress
@@ -188,3 +189,48 @@ def test_an_exception_from_a_signal_handler_stops_it_and_waits_for_its_cleaning_
     with pytest.raises(Timeout):
         EngineJob(work).run(interval_s=3600)
     assert cleaned
+
+
+def test_what_the_clean_up_has_to_say_is_told_after_an_exception_too(on_alarm: Any) -> None:
+    started = threading.Event()
+
+    async def work(listener: Listener) -> None:
+        started.set()
+        try:
+            await forever(listener)
+        finally:
+            listener(progress("Raw restore", 1))
+            listener(Note(level="warning", message="Store 1 stays in import mode."))
+
+    def stop() -> None:
+        raise Timeout
+
+    on_alarm(stop)
+    send_soon(started)
+    told: list[Note] = []
+    with pytest.raises(Timeout):
+        EngineJob(work).run(interval_s=3600, on_note=told.append)
+    assert [note.message for note in told] == ["Store 1 stays in import mode."]
+
+
+def test_a_job_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch, on_alarm: Any) -> None:
+    monkeypatch.setattr(engine_job, "GRACE_S", 0.01)
+    started, released = threading.Event(), threading.Event()
+
+    async def work(listener: Listener) -> None:
+        started.set()
+        try:
+            await forever(listener)
+        finally:
+            await asyncio.to_thread(released.wait, 30)
+
+    def stop() -> None:
+        raise Timeout
+
+    on_alarm(stop)
+    send_soon(started)
+    told: list[Note] = []
+    with pytest.raises(Timeout):
+        EngineJob(work).run(interval_s=3600, on_note=told.append)
+    released.set()
+    assert [note.message for note in told] == ["the job has not put the cluster back within 0.01 s"]
