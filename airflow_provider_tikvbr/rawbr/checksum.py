@@ -61,6 +61,8 @@ MIN_CHECKSUM: Final = Version("6.1.1")
 # on a slow disk takes a minute.
 PER_STORE = 64
 CALL_TIMEOUT_S = 900.0
+# One call may take longer than the budget.
+LEAST_TRIES = 3
 RETRY_BASE_S = 0.2
 RETRY_CAP_S = 5.0
 # Backup files that are read at a time, each wholly in memory.
@@ -221,15 +223,13 @@ class _Counter:
 
     async def _region(self, region: Region, keys: KeyRange[ApiKey]) -> None:
         """Count the part of a range that lies in a region, whatever becomes of the region meanwhile."""
-        backoff: Backoff | None = None
+        backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=self._budget_s, least_tries=LEAST_TRIES)
         part = self._part(region, keys)
         while True:
             try:
                 self._add(await self._ask(region, part))
             except TransientError as err:
                 self._cluster.regions.invalidate(region.id)
-                # From the first failure on: a call that runs into its time limit may have taken longer than the budget.
-                backoff = backoff or Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=self._budget_s)
                 await backoff.sleep(err)
             else:
                 return

@@ -23,6 +23,8 @@ from airflow_provider_tikvbr.tikv.retry import Backoff
 
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 10.0
+# A store that falls silent in a round may take as long as the budget by itself.
+LEAST_ROUNDS = 3
 # Requests to one store at a time; one only if it has a rate limit, for the limit is one of each request.
 REQUESTS_PER_STORE = 4
 # Gaps whose regions are looked up at a time.
@@ -38,7 +40,7 @@ async def fill_gaps(cluster: Cluster, coverage: Coverage, *, budget_s: float, li
     :raises BudgetExceededError: something stayed undone for that long; it says what.
     :raises TerminalError: the backup can never succeed.
     """
-    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s)
+    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s, least_tries=LEAST_ROUNDS)
     told: tuple[type[TransientError], int | None] | None = None
     while gaps := coverage.gaps():
         before = coverage.accepted

@@ -41,6 +41,8 @@ INGEST_TIMEOUT_S = 120.0
 UNKNOWN_BUDGET_S = 20.0
 # Regions of one file at a time.
 PARTS_AT_A_TIME = 16
+# Waiting for its turn and one download may take a file longer than the budget.
+LEAST_TRIES = 5
 RESTORING = "restoring file"
 
 RegionKeys = KeyRange[RegionKey]
@@ -232,7 +234,7 @@ class Restorer:
 
     async def _restore(self, planned: PlannedFile) -> None:
         file = planned.file
-        backoff = Backoff(base_s=0.05, cap_s=4.0, budget_s=self._budget_s)
+        backoff = Backoff(base_s=0.05, cap_s=4.0, budget_s=self._budget_s, least_tries=LEAST_TRIES)
         todo = [self._cluster.codec.region_range(planned.keys)]
         found = False
         while todo:

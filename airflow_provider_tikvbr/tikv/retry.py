@@ -23,6 +23,7 @@ class Backoff:
     :param base_s: upper bound of the first pause, in seconds.
     :param cap_s: upper bound of every pause, in seconds.
     :param budget_s: how long the work may go on without progress, in seconds.
+    :param least_tries: how many tries it may fail whatever the budget: one try of some works takes longer than that.
     :param clock: monotonic time in seconds.
     :param jitter: random number in [0, 1).
     """
@@ -33,12 +34,14 @@ class Backoff:
         base_s: float,
         cap_s: float,
         budget_s: float,
+        least_tries: int = 1,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.base_s = base_s
         self.cap_s = cap_s
         self.budget_s = budget_s
+        self.least_tries = least_tries
         self.tries = 0
         self._clock = clock
         self._jitter = jitter
@@ -61,7 +64,8 @@ class Backoff:
         :raises BudgetExceededError: the budget is spent; it carries the last error's text and is chained to it.
         """
         remaining = self.remaining_s
-        if remaining <= 0:
+        enough = self.tries + 1 >= self.least_tries
+        if remaining <= 0 and enough:
             raise BudgetExceededError(
                 f"gave up after {self.budget_s:g} s without progress: {error}",
                 budget_s=self.budget_s,
@@ -76,7 +80,7 @@ class Backoff:
         pause = bound * self._jitter()
         if isinstance(error, ServerIsBusyError):
             pause = max(pause, error.backoff_s)
-        return min(pause, remaining)
+        return min(pause, remaining) if enough else pause
 
     async def sleep(self, error: TransientError) -> None:
         """Wait before the next try.

@@ -129,6 +129,13 @@ async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
     assert (downloads.hits > files) == fresh
 
 
+async def test_a_download_that_takes_longer_than_the_budget_is_tried_again(tmp_path: Path) -> None:
+    async with target(tmp_path) as (embedded, cluster):
+        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
+        await run(cluster, checksum=True, budget="300ms")
+        assert await held(embedded) == expected(V1_FULL)
+
+
 async def test_a_peer_that_is_another_by_now_is_looked_up(tmp_path: Path) -> None:
     another = ingest_error(mismatch_peer_id=errorpb_pb2.MismatchPeerId(request_peer_id=1, store_peer_id=2))
     async with target(tmp_path) as (embedded, cluster):

@@ -22,8 +22,10 @@ class Clock:
         return self.now
 
 
-def make(clock: Clock, *, jitter: float = 1.0, budget_s: float = 60.0) -> Backoff:
-    return Backoff(base_s=1.0, cap_s=5.0, budget_s=budget_s, clock=clock, jitter=lambda: jitter)
+def make(clock: Clock, *, jitter: float = 1.0, budget_s: float = 60.0, least_tries: int = 1) -> Backoff:
+    return Backoff(
+        base_s=1.0, cap_s=5.0, budget_s=budget_s, least_tries=least_tries, clock=clock, jitter=lambda: jitter
+    )
 
 
 def test_pauses_double_up_to_the_cap() -> None:
@@ -53,6 +55,16 @@ def test_no_pause_goes_beyond_the_budget() -> None:
     backoff = make(clock, budget_s=10)
     clock.now += 8
     assert backoff.pause_s(ServerIsBusyError("x", kind="server_is_busy", backoff_s=7.0)) == 2
+
+
+def test_tries_that_take_longer_than_the_budget() -> None:
+    clock = Clock()
+    backoff = make(clock, budget_s=10, least_tries=3)
+    for pause in (1, 2):
+        clock.now += 11
+        assert backoff.pause_s(TransientError("x")) == pause
+    with pytest.raises(BudgetExceededError):
+        backoff.pause_s(TransientError("x"))
 
 
 def test_a_spent_budget_names_the_last_error_and_carries_its_fields() -> None:
