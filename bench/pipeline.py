@@ -27,14 +27,13 @@ import grpc
 import airflow_provider_tikvbr
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2, methods
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.model import Region
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 
 COMMAND = [sys.executable, "-m", "airflow_provider_tikvbr.cli.main"]
 BATCH_BYTES = 256 * 1024
 READY = "ready pd="
-WHOLE = KeyRange(UserKey(b""), UserKey(b""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,10 @@ async def load(pd: str, *, pairs: int, value_size: int, regions: int) -> None:
         step = pairs / regions
         splits = [codec.api_key(UserKey(b"key%012d" % int(i * step))) for i in range(1, regions)]
         first = await cluster.regions.locate(RegionKey(b""))
-        if first.leader is None:
-            raise RuntimeError("the embedded cluster has no leader")
-        await (await cluster.client(first.leader.store_id)).split_region(first, splits)
-        ids = [r.id for r in await cluster.pd.scan_regions(codec.region_range(codec.api_range(WHOLE)), 0)]
+        await (await cluster.client(first.known_leader().store_id)).split_region(first, splits)
+        ids = [r.id for r in await cluster.pd.scan_regions(codec.region_range(codec.api_range(EVERYTHING)), 0)]
         await cluster.pd.scatter(ids)
-        found = await cluster.pd.scan_regions(codec.region_range(codec.api_range(WHOLE)), 0)
+        found = await cluster.pd.scan_regions(codec.region_range(codec.api_range(EVERYTHING)), 0)
         stores = {s.id: s.address for s in await cluster.up_stores()}
         rng = random.Random(1)
         gate = asyncio.Semaphore(8)
@@ -129,14 +126,13 @@ async def put(
     api_version: ApiVersion,
 ) -> None:
     """Write one batch of pairs at the region's leader."""
-    if region.leader is None:
-        raise RuntimeError(f"region {region.id} has no leader")
+    leader = region.known_leader()
     method = methods.KV_RAW_BATCH_PUT
-    call = channels[region.leader.store_id].unary_unary(
+    call = channels[leader.store_id].unary_unary(
         method.path, method.request.SerializeToString, method.response.FromString
     )
     request = kvrpcpb_pb2.RawBatchPutRequest(
-        context=region.context(region.leader, api_version),
+        context=region.context(leader, api_version),
         pairs=[kvrpcpb_pb2.KvPair(key=k, value=v) for k, v in batch],
     )
     async with gate:

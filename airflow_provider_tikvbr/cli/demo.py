@@ -36,7 +36,7 @@ from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.rawbr.summary import Checksum, RestoreSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 
 DAG_ID = "tikv_convert_v1_to_v2"
@@ -210,7 +210,7 @@ class Story:
         storage = open_storage(str(backup))
         options = ChecksumOptions()
         async with await Cluster.connect(self._options("v1")) as cluster:
-            everything = cluster.codec.api_range(KeyRange(UserKey(b""), UserKey(b"")))
+            everything = cluster.codec.api_range(EVERYTHING)
             source = await cluster_checksum(
                 cluster, everything, concurrency=options.concurrency, listener=ignore, step="Raw checksum"
             )

@@ -188,8 +188,7 @@ class _Job:
                 if keys is None:
                     break
                 if region.led_by(self._store_id):
-                    api = KeyRange(codec.api_key_of_region_key(keys.start), codec.api_key_of_region_key(keys.end))
-                    yield Piece(region.id, region.version, keys, api)
+                    yield Piece(region.id, region.version, keys, codec.api_range_of_regions(keys))
                 # The region may have been split since: the next piece starts where this one ended.
                 if not keys.end or (wanted.end and keys.end >= wanted.end):
                     break

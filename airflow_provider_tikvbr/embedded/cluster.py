@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from airflow_provider_tikvbr.embedded.checksum import Digest
-from airflow_provider_tikvbr.embedded.data import EVERYTHING, ClusterData, UserPair
+from airflow_provider_tikvbr.embedded.data import ClusterData, UserPair
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.failpoints import Failpoints
 from airflow_provider_tikvbr.embedded.node import PdNode, StoreNode
@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.topology import Topology
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
 
 
 class EmbeddedCluster:

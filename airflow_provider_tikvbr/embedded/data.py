@@ -11,10 +11,9 @@ from airflow_provider_tikvbr.embedded.checksum import Digest, digest_of
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.topology import Topology
-from airflow_provider_tikvbr.tikv.keys import EngineKey, KeyRange, RegionKey, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, EngineKey, KeyRange, RegionKey, UserKey
 
 CHUNK = 5000
-EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
 
 
 class UserPair(NamedTuple):

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
-from airflow_provider_tikvbr.embedded.data import EVERYTHING, UserPair
+from airflow_provider_tikvbr.embedded.data import UserPair
 from airflow_provider_tikvbr.embedded.failpoints import Failpoints
 from airflow_provider_tikvbr.embedded.topology import Topology
-from airflow_provider_tikvbr.tikv.keys import KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, KeyRange, UserKey
 
 T = TypeVar("T")
 

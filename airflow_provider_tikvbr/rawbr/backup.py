@@ -22,7 +22,7 @@ from airflow_provider_tikvbr.exceptions import (
     TikvBrError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, live_checksum
+from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
@@ -220,13 +220,7 @@ async def _remove_replaced(
 async def _verify(
     cluster: Cluster, options: BackupOptions, dst: ApiVersion, coverage: Coverage, listener: Listener
 ) -> None:
-    if cluster.api_version is not ApiVersion.V1:
-        listener(
-            Note(
-                level="warning",
-                message="pairs may have a time to live here: those that expire meanwhile make the checksum differ",
-            )
-        )
+    warn_of_expiry(cluster, listener)
     live = await live_checksum(
         cluster,
         options.keys,

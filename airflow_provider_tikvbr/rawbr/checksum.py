@@ -27,12 +27,11 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.coverage import PROGRESS_INTERVAL_S, Coverage
-from airflow_provider_tikvbr.rawbr.events import Listener, Progress, ignore
-from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, read_file, read_meta
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
+from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, file_range, read_file, read_meta
 from airflow_provider_tikvbr.rawbr.options import (
     DEFAULT_BUDGET_S,
     DEFAULT_CHECKSUM_CONCURRENCY,
-    EVERYTHING,
     BackupOptions,
     ChecksumOptions,
     Compression,
@@ -47,7 +46,7 @@ from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.noop import NoopStorage
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange, UserKey
 from airflow_provider_tikvbr.tikv.model import Region
 from airflow_provider_tikvbr.tikv.retry import Backoff
 from airflow_provider_tikvbr.tikv.values import decode_value
@@ -136,6 +135,13 @@ def check_can_checksum(cluster: Cluster) -> None:
             f"checksum needs a cluster of version {MIN_CHECKSUM} or newer, this one has"
             f" {cluster.cluster_version_text}: upgrade it, or do without checksum"
         )
+
+
+def warn_of_expiry(cluster: Cluster, listener: Listener) -> None:
+    """Tell what may make two counts of the same cluster differ."""
+    if cluster.api_version is not ApiVersion.V1:
+        message = "pairs may have a time to live here: those that expire meanwhile make the checksum differ"
+        listener(Note(level="warning", message=message))
 
 
 async def live_checksum(
@@ -246,20 +252,17 @@ class _Counter:
             region = regions[0]
 
     async def _ask(self, region: Region, part: KeyRange[ApiKey]) -> Checksum:
-        if region.leader is None:
-            raise RegionNotReadyError(f"region {region.id} has no leader", kind="no_leader", region_id=region.id)
-        async with self._slots[region.leader.store_id]:
-            client = await self._cluster.client(region.leader.store_id)
+        leader = region.known_leader()
+        async with self._slots[leader.store_id]:
+            client = await self._cluster.client(leader.store_id)
             answer = await client.raw_checksum(
-                region, region.leader, part, self._cluster.api_version, timeout_s=CALL_TIMEOUT_S
+                region, leader, part, self._cluster.api_version, timeout_s=CALL_TIMEOUT_S
             )
         return Checksum(answer.checksum, answer.total_kvs, answer.total_bytes)
 
     def _part(self, region: Region, keys: KeyRange[ApiKey]) -> KeyRange[ApiKey]:
         """The part of a range that lies in a region: a store refuses a start before the region."""
-        start = self._codec.api_key_of_region_key(region.start)
-        end = self._codec.api_key_of_region_key(region.end)
-        part = KeyRange(start, end).intersect(keys)
+        part = self._codec.api_range_of_regions(region.keys).intersect(keys)
         if part is None:
             raise RegionNotReadyError(f"region {region.id} has moved out of the range", kind="gap", region_id=region.id)
         return part
@@ -296,7 +299,7 @@ async def expected_checksum(
     """
     total, cut = Checksum(), []
     for file in meta.files:
-        held = KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
+        held = file_range(file)
         if keys.covers(held):
             total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
         elif keys.intersect(held) is not None:

@@ -136,10 +136,9 @@ def parts_by_leader(
     for region in regions:
         if region.leader is None:
             continue
-        start = codec.api_key_of_region_key(region.start)
-        end = codec.api_key_of_region_key(region.end)
+        keys = codec.api_range_of_regions(region.keys)
         known = hulls.get(region.leader.store_id)
-        hulls[region.leader.store_id] = KeyRange(known.start if known else start, end)
+        hulls[region.leader.store_id] = KeyRange(known.start if known else keys.start, keys.end)
     clipped = ((store_id, hull.intersect(gap)) for store_id, hull in hulls.items())
     return [(store_id, part) for store_id, part in clipped if part is not None]
 

@@ -154,10 +154,9 @@ class Ingester:
             raise EpochNotMatchError(
                 f"region {region.id} has changed before the ingest", kind="epoch_not_match", region_id=region.id
             )
-        if now.leader is None:
-            raise RegionNotReadyError(f"region {region.id} has no leader", kind="no_leader", region_id=region.id)
-        self._cluster.regions.set_leader(region.id, now.leader)
-        return now.leader
+        leader = now.known_leader()
+        self._cluster.regions.set_leader(region.id, leader)
+        return leader
 
 
 @dataclass(eq=False, slots=True)

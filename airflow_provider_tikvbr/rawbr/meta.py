@@ -73,6 +73,11 @@ def backup_range(meta: brpb_pb2.BackupMeta) -> KeyRange[ApiKey]:
     return KeyRange(ApiKey(covered.start_key), ApiKey(covered.end_key))
 
 
+def file_range(file: brpb_pb2.File) -> KeyRange[ApiKey]:
+    """The range that a backup file holds, as API keys of the backup's API version."""
+    return KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
+
+
 async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
     """Make the backup complete: one atomic write, never over another backup.
 

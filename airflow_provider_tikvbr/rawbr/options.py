@@ -22,7 +22,7 @@ from airflow_provider_tikvbr.rawbr.parsing import (
     parse_whole,
 )
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
 
 MAX_UINT32 = (1 << 32) - 1
 MAX_INT32 = (1 << 31) - 1
@@ -34,8 +34,6 @@ DEFAULT_CHECKSUM_CONCURRENCY = 512
 DEFAULT_RESTORE_CONCURRENCY = 512
 DEFAULT_SPLIT_REGION_MAX_KEYS = 1024
 DEFAULT_SWITCH_MODE_INTERVAL_S = 300
-
-EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
 
 
 class Compression(enum.IntEnum):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from airflow_provider_tikvbr.exceptions import ApiVersionError, BackupFileError, BackupInvalidError, KeyRangeError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.meta import RAW_CF, backup_range
+from airflow_provider_tikvbr.rawbr.meta import RAW_CF, backup_range, file_range
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
 
 # What a region holds at most unless the cluster says otherwise (TiKV before 8.4: coprocessor.region-split-size and
@@ -123,7 +123,7 @@ def select_files(
                 f"file {file.name} is of column family {file.cf!r}: a backup of raw pairs has only {RAW_CF!r}",
                 file=file.name,
             )
-        own = KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
+        own = file_range(file)
         if (own.end and own.start >= own.end) or not covered.covers(own):
             raise BackupFileError(
                 f"file {file.name} has the key range {show_range(own)}, which is not inside the backup's "

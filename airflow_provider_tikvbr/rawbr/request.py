@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.meta import RAW_CF
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
-
-RAW_CF = "default"
 
 
 def backup_request(cluster: Cluster, options: BackupOptions, dst: ApiVersion) -> brpb_pb2.BackupRequest:

@@ -22,8 +22,9 @@ from airflow_provider_tikvbr.exceptions import (
     WrongClusterError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.meta import file_range
 from airflow_provider_tikvbr.rawbr.plan import show_range
-from airflow_provider_tikvbr.tikv.errors import from_region_error, server_name
+from airflow_provider_tikvbr.tikv.errors import from_region_error, one_line, server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 
@@ -69,7 +70,6 @@ REFUSED_TEXTS = (
 )
 FLUSH_TEXT = "fail to flush causal ts"
 EXISTING_FILE = re.compile(r"\[([^\[\]]+)\] is already exists in ")
-MAX_TEXT = 400
 
 
 def existing_file(error: brpb_pb2.Error) -> str | None:
@@ -145,8 +145,7 @@ def clean(text: str, secrets: tuple[str, ...] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     # Where in TiKV's source it happened tells a user nothing.
-    line = " ".join(re.sub(r"\[[^\[\]]*\.rs:\d+\]:? ?", "", text).split())
-    return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 3] + "..."
+    return one_line(re.sub(r"\[[^\[\]]*\.rs:\d+\]:? ?", "", text))
 
 
 def secrets_of(backend: brpb_pb2.StorageBackend) -> tuple[str, ...]:
@@ -185,8 +184,8 @@ def finished_keys(
         raise _broken(store, f"answers in API version {response.api_version} when asked for V2")
     wanted = dst_codec.api_range(codec.user_range(keys))
     for file in response.files:
-        if not wanted.covers(KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))):
-            given = KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
+        given = file_range(file)
+        if not wanted.covers(given):
             raise _broken(
                 store, f"says that file {file.name} holds {show_range(given)}, but answers for {show_range(wanted)}"
             )

@@ -19,7 +19,12 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, cluster_checksum, expected_checksum
+from airflow_provider_tikvbr.rawbr.checksum import (
+    check_can_checksum,
+    cluster_checksum,
+    expected_checksum,
+    warn_of_expiry,
+)
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
 from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
@@ -125,7 +130,7 @@ async def holds_data(cluster: Cluster, keys: KeyRange[ApiKey]) -> bool:
         part = region.keys.intersect(wanted)
         if part is None or region.leader is None:
             continue
-        where = KeyRange(codec.api_key_of_region_key(part.start), codec.api_key_of_region_key(part.end))
+        where = codec.api_range_of_regions(part)
         client = await cluster.client(region.leader.store_id)
         version = cluster.api_version
         if await client.raw_scan(region, region.leader, where, limit=1, key_only=True, api_version=version):
@@ -210,9 +215,7 @@ class _FilesDone:
 async def _verify(
     cluster: Cluster, keys: KeyRange[ApiKey], expected: Checksum, options: RestoreOptions, listener: Listener
 ) -> None:
-    if cluster.api_version is not ApiVersion.V1:
-        message = "pairs may have a time to live here: those that expire meanwhile make the checksum differ"
-        listener(Note(level="warning", message=message))
+    warn_of_expiry(cluster, listener)
     actual = await cluster_checksum(
         cluster,
         keys,

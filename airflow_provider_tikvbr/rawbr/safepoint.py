@@ -15,9 +15,8 @@ from airflow_provider_tikvbr.rawbr.events import Listener, ignore
 from airflow_provider_tikvbr.rawbr.humanize import human_duration
 from airflow_provider_tikvbr.rawbr.leases import Lease
 from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS
 
-# A timestamp is milliseconds and a counter of this many bits.
-LOGICAL_BITS = 18
 # How much shorter the pause between two renewals is than the TTL.
 RENEWALS_PER_TTL = 3
 

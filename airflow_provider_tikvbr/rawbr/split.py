@@ -119,9 +119,7 @@ class _Splitter:
         return error
 
     async def _split(self, region: Region, keys: Sequence[SplitKey]) -> list[Region]:
-        if region.leader is None:
-            raise RegionNotReadyError(f"region {region.id} has no leader", kind="no_leader", region_id=region.id)
-        client = await self._cluster.client(region.leader.store_id)
+        client = await self._cluster.client(region.known_leader().store_id)
         try:
             pieces = await client.split_region(region, [k.api_key for k in keys])
         except RegionRefusedError as err:

@@ -37,6 +37,7 @@ from airflow_provider_tikvbr.proto import errorpb_pb2, pdpb_pb2
 from airflow_provider_tikvbr.tikv.model import Peer, Region
 
 UNAVAILABLE: Final = "unavailable"
+MAX_TEXT: Final = 400
 
 # What each gRPC status means. UNAVAILABLE here stands for "the server cannot be reached or does not answer now":
 # PDUnavailableError or StoreUnavailableError, depending on whom we asked.
@@ -154,7 +155,7 @@ def from_grpc(err: grpc.RpcError, *, method: str, address: str, store_id: int | 
     fields: dict[str, Any] = {"address": address, "method": method, "code": code.name, "store_id": store_id}
     who = server_name(address, store_id)
     name = method.rpartition("/")[2]
-    reason = _short(details) or code.name
+    reason = one_line(details) or code.name
     if kind is UNAVAILABLE:
         verb = "did not answer in time" if code is grpc.StatusCode.DEADLINE_EXCEEDED else f"is not available ({reason})"
         if is_pd_method(method):
@@ -194,7 +195,7 @@ def from_region_error(
     kind = region_error_kind(error)
     fields: dict[str, Any] = {"kind": kind, "region_id": region_id, "store_id": store_id, "address": address}
     who = f"{server_name(address, store_id)}, region {region_id}"
-    text = _short(error.message)
+    text = one_line(error.message)
     if kind == "not_leader":
         leader = Peer.of(error.not_leader.leader) if error.not_leader.leader.id else None
         hint = f"its leader is on store {leader.store_id}" if leader else "its leader is not known"
@@ -228,7 +229,7 @@ def from_pd_error(error: pdpb_pb2.Error, *, method: str, address: str) -> TikvBr
     known = error.type in PD_ERRORS
     code = pdpb_pb2.ErrorType.Name(error.type) if known else str(error.type)
     fields: dict[str, Any] = {"address": address, "method": method, "code": code}
-    message = f"PD at {address} refused {name}: {code}: {_short(error.message)}"
+    message = f"PD at {address} refused {name}: {code}: {one_line(error.message)}"
     if error.type == pdpb_pb2.NOT_BOOTSTRAPPED:
         message = f"PD at {address} has no cluster yet: no TiKV store has joined it ({name})"
     if issubclass(cls, PDUnavailableError):
@@ -245,7 +246,7 @@ def from_kv_error(text: str, *, method: str, region_id: int, store_id: int, addr
     """
     fields: dict[str, Any] = {"region_id": region_id, "store_id": store_id, "address": address, "method": method}
     name = method.rpartition("/")[2]
-    message = f"{server_name(address, store_id)} refused {name} for region {region_id}: {_short(text)}"
+    message = f"{server_name(address, store_id)} refused {name} for region {region_id}: {one_line(text)}"
     low = text.lower()
     # A scan's refusal is the debug text of the same error.
     if "api version in request does not match" in low or "apiversionnotmatched" in low:
@@ -262,7 +263,7 @@ def from_download_error(text: str, *, file: str, store_id: int, address: str) ->
     :param file: name of the file in the backup.
     """
     fields: dict[str, Any] = {"file": file, "store_id": store_id, "address": address}
-    message = f"{server_name(address, store_id)} could not fetch the backup file {file}: {_short(text)}"
+    message = f"{server_name(address, store_id)} could not fetch the backup file {file}: {one_line(text)}"
     low = text.lower()
     if any(mark in low for mark in BAD_FILE_TEXTS):
         return BackupFileError(message, **fields)
@@ -281,7 +282,7 @@ def _detail(error: errorpb_pb2.Error, kind: str) -> str:
     return str(getattr(detail, "reason", "") or "")
 
 
-def _short(text: str, limit: int = 400) -> str:
-    """One line of a server's text, cut where it becomes a debug dump."""
+def one_line(text: str) -> str:
+    """A server's text on one line, cut where it becomes a debug dump."""
     line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+    return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 3] + "..."

@@ -84,6 +84,9 @@ class KeyRange(Generic[K]):
         return KeyRange(start, end) if not end or start < end else None
 
 
+EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
+
+
 def encode_memcomparable(data: bytes) -> bytes:
     """Encode so that bytes order survives concatenation: groups of eight, each followed by 0xFF minus its padding."""
     out = bytearray()
@@ -216,6 +219,13 @@ class KeyCodec:
         :raises ValueError: in V2, the boundary is not a memcomparable key.
         """
         return ApiKey(decode_memcomparable(key)[0]) if self.is_v2 and key else ApiKey(key)
+
+    def api_range_of_regions(self, keys: KeyRange[RegionKey]) -> KeyRange[ApiKey]:
+        """Undo :meth:`region_range`.
+
+        :raises ValueError: in V2, a boundary is not a memcomparable key.
+        """
+        return KeyRange(self.api_key_of_region_key(keys.start), self.api_key_of_region_key(keys.end))
 
     # --- API key <-> engine key ---
 

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from airflow_provider_tikvbr.exceptions import RegionNotReadyError
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2, metapb_pb2, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey
 
@@ -137,6 +138,15 @@ class Region:
     def epoch(self) -> metapb_pb2.RegionEpoch:
         """Its epoch as a message."""
         return metapb_pb2.RegionEpoch(conf_ver=self.conf_ver, version=self.version)
+
+    def known_leader(self) -> Peer:
+        """The leader.
+
+        :raises RegionNotReadyError: PD knows of none.
+        """
+        if self.leader is None:
+            raise RegionNotReadyError(f"region {self.id} has no leader", kind="no_leader", region_id=self.id)
+        return self.leader
 
     def context(self, peer: Peer, api_version: ApiVersion = ApiVersion.V1) -> kvrpcpb_pb2.Context:
         """The request context that addresses this region at one peer."""

@@ -34,6 +34,7 @@ Resp = TypeVar("Resp", bound=Message)
 
 CALL_TIMEOUT_S = 10.0
 CALL_BUDGET_S = 30.0
+# A timestamp is milliseconds and a counter of this many bits.
 LOGICAL_BITS = 18
 SCATTER = b"scatter-region"
 

@@ -32,12 +32,11 @@ from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
 from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
 V1, V1TTL, V2 = ApiVersion
-EVERYTHING = KeyRange(UserKey(b""), UserKey(b""))
 SST_MAGIC = (0x88E241B785F4CFF7).to_bytes(8, "little")
 AES = {"crypter_method": "aes192-ctr", "crypter_key": "07" * 24}
 

@@ -33,9 +33,9 @@ from airflow_provider_tikvbr.storage.cipher import PLAINTEXT
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, KeyRange, RegionKey, UserKey
 from tests.support.golden import Golden
-from tests.support.target import EVERYTHING, expected, held, is_as_before, target
+from tests.support.target import expected, held, is_as_before, target
 
 V1_FULL = Golden("v1", "full")
 V2_FULL = Golden("v2", "full")

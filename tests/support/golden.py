@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_tikvbr.rawbr.summary import Checksum
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
 
 ROOT = Path(__file__).resolve().parent.parent / "golden"
 AES256_KEY = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
@@ -67,7 +67,7 @@ class Golden:
     def keys(self) -> KeyRange[UserKey]:
         """The range that was backed up."""
         if "range" not in self.info:
-            return KeyRange(UserKey(b""), UserKey(b""))
+            return EVERYTHING
         return KeyRange(
             UserKey(bytes.fromhex(self.info["range"]["start"])), UserKey(bytes.fromhex(self.info["range"]["end"]))
         )

@@ -10,11 +10,9 @@ from typing import Any
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.rawbr.events import Event, Note
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from tests.support.golden import Golden
-
-EVERYTHING: KeyRange[UserKey] = KeyRange(UserKey(b""), UserKey(b""))
 
 
 @contextlib.asynccontextmanager

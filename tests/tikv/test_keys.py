@@ -147,6 +147,8 @@ def test_every_form_and_back(version: ApiVersion, keyspace: int, plain: bytes) -
     api = codec.api_key(UserKey(plain))
     assert codec.user_key(api) == plain
     assert codec.api_key_of_region_key(codec.region_key(api)) == api
+    whole = KeyRange(api, ApiKey(b""))
+    assert codec.api_range_of_regions(codec.region_range(whole)) == whole
     assert codec.split_engine_key(codec.engine_key(api, 5)) == (api, 5 if codec.is_v2 else 0)
 
 

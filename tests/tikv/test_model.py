@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from airflow_provider_tikvbr.exceptions import RegionNotReadyError
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2, metapb_pb2, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Peer, Region, Store, StoreState
@@ -85,3 +88,10 @@ def test_a_request_context_carries_v1_or_v2_only() -> None:
         assert context.api_version == kvrpcpb_pb2.APIVersion.Value(stamped)
         assert (context.region_id, context.region_epoch, context.peer) == (32, MESSAGE.region_epoch, MESSAGE.peers[1])
     assert region.context(region.peers[0]).api_version == kvrpcpb_pb2.V1
+
+
+def test_a_region_without_leader_is_not_ready() -> None:
+    assert Region.of(MESSAGE, metapb_pb2.Peer(id=33, store_id=1)).known_leader() == Peer(33, 1)
+    with pytest.raises(RegionNotReadyError, match="region 32 has no leader") as caught:
+        Region.of(MESSAGE).known_leader()
+    assert (caught.value.kind, caught.value.region_id) == ("no_leader", 32)
