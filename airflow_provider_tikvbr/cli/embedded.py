@@ -10,11 +10,12 @@ import airflow_provider_tikvbr
 from airflow_provider_tikvbr.cli.options import flag, together
 from airflow_provider_tikvbr.exceptions import ProtocolError
 
-EXTRA = "airflow-provider-tikvbr[embedded]"
+# What the extra "embedded" adds.
+EXTRA = ("aiohttp", "rocksdict")
 CHECKOUT = Path(airflow_provider_tikvbr.__file__).parents[1]
 
 
-@click.command()
+@click.command(short_help="Run a whole TiKV cluster in this process.")
 @together(
     click.option("--data", type=click.Path(path_type=Path), required=True, metavar="DIR",
                  help="Where the cluster keeps its data; made if missing, taken up again if not."),
@@ -96,11 +97,11 @@ def demo(work_dir: Path, golden: Path) -> int:
 def _need_extra() -> None:
     from importlib.util import find_spec
 
-    missing = [module for module in ("aiohttp", "rocksdict") if find_spec(module) is None]
+    missing = [module for module in EXTRA if find_spec(module) is None]
     if missing:
         raise click.ClickException(
             f"embedded clusters need {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not"
-            f" installed: pip install '{EXTRA}'"
+            f" installed: pip install {' '.join(missing)}"
         )
 
 

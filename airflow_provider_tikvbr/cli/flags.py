@@ -86,6 +86,7 @@ def canonical(root: click.Group, args: Sequence[str]) -> list[str]:
     :param root: the whole command tree; every spelling must take a value in all of its commands or in none.
     :param args: what was typed, without the name of the program.
     :raises click.NoSuchOption: no command has such a flag.
+    :raises click.UsageError: the value of a boolean is a word of its own.
     """
     known = spellings(root)
     own = {spelling for param in root.params for spelling in param.opts}
@@ -113,6 +114,8 @@ def canonical(root: click.Group, args: Sequence[str]) -> list[str]:
             if not arg.startswith("--") and equals and not arg[2:].startswith("="):
                 left.insert(0, f"-{value}")  # one dash, several letters: the rest are flags of their own
                 equals = ""
+            if not equals and left and left[0] in TRUE | FALSE:
+                raise click.UsageError(f"the value of {name} stands behind an equals sign: {name}={left[0]}")
             into.append(f"{_long(option)}={value if equals else 'true'}")
         elif not _takes_value(option):
             into.append(arg)

@@ -23,7 +23,25 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledE
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-class Root(click.Group):
+class Commands(click.Group):
+    """Commands below one word; a wrong word is answered with the right ones."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        :raises click.UsageError: there is none of that name.
+        """
+        if self.get_command(ctx, args[0]) is None:
+            names = [name for name in self.list_commands(ctx) if not self.commands[name].hidden]
+            likely = get_close_matches(args[0], names, n=1)
+            hint = f"did you mean {likely[0]}?" if likely else f"there is {', '.join(names)}"
+            raise click.UsageError(f"unknown command: {args[0]} ({hint})")
+        return super().resolve_command(ctx, args)
+
+
+class Root(Commands):
     """The command itself: flags may stand anywhere behind it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -42,21 +60,21 @@ def tikvbr(ctx: click.Context) -> None:
     _help_if_alone(ctx)
 
 
-@tikvbr.group(invoke_without_command=True)
+@tikvbr.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def backup(ctx: click.Context) -> None:
     """Back up a TiKV cluster."""
     _help_if_alone(ctx)
 
 
-@tikvbr.group(invoke_without_command=True)
+@tikvbr.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def restore(ctx: click.Context) -> None:
     """Restore a TiKV cluster."""
     _help_if_alone(ctx)
 
 
-@tikvbr.group(invoke_without_command=True, hidden=True)
+@tikvbr.group(cls=Commands, invoke_without_command=True, hidden=True)
 @click.pass_context
 def debug(ctx: click.Context) -> None:
     """Look into backups."""
@@ -91,6 +109,8 @@ def main(args: Sequence[str] | None = None) -> int:
         likely = get_close_matches(err.option_name, err.possibilities or [], n=1, cutoff=0.75)
         hint = f" (did you mean {likely[0]}?)" if likely else ""
         return _fail(f"unknown flag: {err.option_name}{hint}")
+    except click.MissingParameter as err:
+        return _fail(_missing(err))
     except click.ClickException as err:
         return _fail(err.format_message())
     except (click.Abort, KeyboardInterrupt):
@@ -108,6 +128,14 @@ def main(args: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return _fail(f"this is a bug in tikvbr: {type(err).__name__}: {err}")
     return result if isinstance(result, int) else 0
+
+
+def _missing(err: click.MissingParameter) -> str:
+    """The sentence for a flag that has to be given."""
+    if err.param is None or err.ctx is None:
+        return err.format_message()
+    flag = max(err.param.opts, key=len)
+    return f"{flag} is missing: give {flag} {err.param.metavar} ({err.ctx.command_path} --help tells more)"
 
 
 def _in_flags(err: TikvBrError) -> str:

@@ -38,8 +38,20 @@ def flag(*spellings: str, default: Any = "", **settings: Any) -> Decorator:
 
 def switch(*spellings: str, help: str, default: bool = False) -> Decorator:  # noqa: A002 - click's own name
     """One boolean flag, as Go reads them."""
-    said = f"{help}  [default: true]" if default else help
+    said = f"{help}  [default: true; =false turns it off]" if default else help
     return click.option(*spellings, name_of(spellings), type=BOOL, metavar="", default=default, help=said)
+
+
+def duration(*spellings: str, **settings: Any) -> Decorator:
+    """One flag with a duration, as Go reads them: a number needs its unit. A DAG may leave it out."""
+    return flag(*spellings, metavar="DURATION", callback=_with_unit, **settings)
+
+
+def _with_unit(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from airflow_provider_tikvbr.rawbr.humanize import parse_go_duration
+
+    parse_go_duration(value, parameter=param.name or "")
+    return value
 
 
 def accepted(*spellings: str, boolean: bool = False) -> Decorator:
@@ -77,8 +89,8 @@ def cluster_flags(function: Function) -> Function:
         flag("--cert", metavar="FILE", help="Our certificate, for mutual TLS."),
         flag("--key", metavar="FILE", help="Private key of --cert."),
         switch("--check-requirements", default=True, help="Refuse stores older than 5.0.0 and TiFlash."),
-        flag("--grpc-keepalive-time", default="10s", hidden=True, help="Silence before a ping."),
-        flag("--grpc-keepalive-timeout", default="3s", hidden=True, help="Wait for the answer to a ping."),
+        duration("--grpc-keepalive-time", default="10s", hidden=True, help="Silence before a ping."),
+        duration("--grpc-keepalive-timeout", default="3s", hidden=True, help="Wait for the answer to a ping."),
         flag("--grpc-max-recv-msg-size", hidden=True, help="Largest message to receive, in bytes."),
     )(function)  # fmt: skip
 
@@ -122,7 +134,7 @@ checksum_concurrency_flag = flag(
     "--checksum-concurrency", default="512", metavar="N", help="Regions that are counted at a time."
 )
 # tikv-br has no such flag.
-budget_flag = flag("--budget", default="10m", metavar="DURATION", help="How long to go on without any progress.")
+budget_flag = duration("--budget", default="10m", help="How long to go on without any progress.")
 
 
 def job_flags(function: Function) -> Function:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from airflow_provider_tikvbr.cli import options as flags
-from airflow_provider_tikvbr.cli.options import accepted, flag, switch, together
+from airflow_provider_tikvbr.cli.options import accepted, duration, flag, switch, together
 from airflow_provider_tikvbr.exceptions import ChecksumMismatchError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ CLUSTER = (
     flag("--compression-level", default="0", metavar="N", help="Level of the compression; 0 is its default."),
     flags.crypter_flags,
     flags.job_flags,
-    flag("--gcttl", default="5m", metavar="DURATION", help="V2: how long GC is held if this process dies."),
-    flag("--safe-interval", default="1m", metavar="DURATION", help="V2: how far backup-ts lies in the past."),
+    duration("--gcttl", default="5m", help="V2: how long GC is held if this process dies."),
+    duration("--safe-interval", default="1m", help="V2: how far backup-ts lies in the past."),
     switch("--remove-schedulers", help="Pause PD's balancing meanwhile."),
     accepted("--switch-mode-interval"),
     accepted("--split-region-max-keys"),
@@ -70,7 +70,7 @@ def backup_raw(ctx: click.Context, /, **typed: Any) -> None:
     flag("--merge-region-size-bytes", metavar="N", help="Files are merged into regions up to this size."),
     flag("--merge-region-key-count", metavar="N", help="Files are merged into regions up to so many pairs."),
     flag("--split-region-max-keys", default="1024", metavar="N", help="Keys of one split request."),
-    flag("--switch-mode-interval", default="5m", metavar="DURATION", help="How often import mode is asked for again."),
+    duration("--switch-mode-interval", default="5m", help="How often import mode is asked for again."),
     flags.log_flags,
 )
 @click.pass_context

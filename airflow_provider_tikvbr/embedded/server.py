@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,5 +81,9 @@ def run(
     try:
         asyncio.run(serve(cluster, out=sys.stdout))
     except OSError as err:
-        raise InvalidOptionError(f"cannot serve at {host}:{pd_port}: {err}", parameter="pd_port") from err
+        why = os.strerror(err.errno) if err.errno and err.errno > 0 else err.strerror or str(err)
+        raise InvalidOptionError(
+            f"cannot serve at {host}:{pd_port}: {why}; give another port, 0 for any, or another host",
+            parameter="pd_port",
+        ) from err
     return 0

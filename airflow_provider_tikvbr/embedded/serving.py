@@ -104,7 +104,7 @@ class GrpcServer:
             else:
                 port = self._server.add_secure_port(address, tls.credentials())
         except RuntimeError as err:
-            raise OSError(f"cannot listen on {address}: is another server using it?") from err
+            raise OSError(f"cannot listen on {address}") from err
         await self._server.start()
         return int(port)
 

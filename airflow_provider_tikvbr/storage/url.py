@@ -218,7 +218,7 @@ def _parameters(query: str, scheme: str, known: frozenset[str]) -> dict[str, str
         name = raw.lower().replace("_", "-")
         if name not in known:
             hint = f"known ones are {', '.join(sorted(known))}" if known else "it takes none"
-            raise _refused(f"a {scheme} storage URL has no parameter {raw!r}: {hint}")
+            raise _refused(f"a storage URL of {scheme}:// has no parameter {raw!r}: {hint}")
         given.setdefault(name, value)
     return given
 

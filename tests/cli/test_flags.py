@@ -15,8 +15,6 @@ from airflow_provider_tikvbr.cli.main import tikvbr
         ("backup raw --checksum -s /b", "backup raw --checksum=true --storage=/b"),
         ("backup raw --checksum=false", "backup raw --checksum=false"),
         ("backup raw --checksum= -s /b", "backup raw --checksum= --storage=/b"),
-        # the next word is no value of a boolean: it is a word that no command wants
-        ("backup raw --checksum false", "backup raw false --checksum=true"),
         # flags may stand anywhere
         ("--pd 10.0.0.1:2379 backup --checksum raw", "backup raw --pd=10.0.0.1:2379 --checksum=true"),
         ("-u=10.0.0.1:2379 backup raw", "backup raw --pd=10.0.0.1:2379"),
@@ -54,6 +52,12 @@ def test_an_unknown_flag_is_refused(typed: str, flag: str) -> None:
     with pytest.raises(click.NoSuchOption) as caught:
         canonical(tikvbr, typed.split())
     assert caught.value.option_name == flag
+
+
+@pytest.mark.parametrize("typed", ["backup raw --checksum false -s /b", "backup raw -s /b -c 1"])
+def test_a_booleans_value_is_no_word_of_its_own(typed: str) -> None:
+    with pytest.raises(click.UsageError, match=r"the value of (--checksum|-c) stands behind an equals sign"):
+        canonical(tikvbr, typed.split())
 
 
 def test_a_spelling_takes_a_value_everywhere_or_nowhere() -> None:

@@ -45,7 +45,15 @@ def test_help(args: list[str], part: str, capsys: pytest.CaptureFixture[str]) ->
         (["restore", "raw", "--gcttl", "5m", "-s", "/b"], "unknown flag: --gcttl"),
         (["backup", "raw", "-s"], "Option '--storage' requires an argument."),
         (["backup", "raw", "-s", "/b", "more"], "Got unexpected extra argument (more)"),
-        (["nonsuch"], "No such command 'nonsuch'."),
+        (["backup", "raw"], "--storage is missing: give --storage URL (tikvbr backup raw --help tells more)"),
+        (["embedded"], "--data is missing: give --data DIR (tikvbr embedded --help tells more)"),
+        (["nonsuch"], "unknown command: nonsuch (there is backup, checksum, demo, embedded, restore)"),
+        (["bakup", "raw"], "unknown command: bakup (did you mean backup?)"),
+        (["restore", "full"], "unknown command: full (there is raw)"),
+        (
+            ["backup", "raw", "-s", "/b", "--gcttl", "5"],
+            "--gcttl '5' is not a duration: give a number and a unit, such as 300ms, 90s, 5m, 24h or 1h30m",
+        ),
     ],
 )
 def test_a_wrong_command_line(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -41,3 +42,13 @@ def test_what_cannot_be_right_is_told_in_one_sentence(tmp_path: Path) -> None:
     assert error.value.parameter == "api_version"
     with pytest.raises(InvalidOptionError, match="give a number from 1 to 2"):
         run(data=tmp_path, stores=2, replicas=3, pd_port=0)
+
+
+def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidOptionError) as error:
+            run(data=tmp_path, pd_port=port)
+    assert str(error.value) == (
+        f"cannot serve at 127.0.0.1:{port}: Address already in use; give another port, 0 for any, or another host"
+    )
