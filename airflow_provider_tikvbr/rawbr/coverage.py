@@ -19,8 +19,9 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyR
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.store import StoreClient
 
-# A store is silent while it works on a region, and for more than 30 s while an S3 endpoint refuses connections.
-IDLE_TIMEOUT_S = 600.0
+# A store is silent while it works on a region. It waits 15 minutes for an answer of S3 before it says so (TiKV,
+# ``components/cloud/aws/src/s3.rs``); a store that is gone is found out by pings long before.
+IDLE_TIMEOUT_S = 1800.0
 # With a rate limit it is silent for longer: it works on eight regions at a time, which share the limit, and a region
 # can be far above its usual size.
 IDLE_BYTES = 8 << 30

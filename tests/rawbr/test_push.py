@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import gaps, push
 from airflow_provider_tikvbr.rawbr.backup import backup
+from airflow_provider_tikvbr.rawbr.coverage import idle_timeout_s
 from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, check_files, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
@@ -160,6 +161,12 @@ async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
         embedded.failpoints.fail(methods.BACKUP, response=refused, store_id=2)
         with pytest.raises(AuthenticationError, match="ExpiredToken"):
             await run(client, tmp_path / "other")
+
+
+def test_a_store_may_be_silent_for_as_long_as_it_waits_for_s3() -> None:
+    assert idle_timeout_s(0) > 900
+    # Eight regions of a GiB at 8 MiB/s.
+    assert idle_timeout_s(8 << 20) > 900 + 1024
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED])
