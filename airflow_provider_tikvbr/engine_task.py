@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException, Asset, BaseHook, conf
+from airflow.providers.common.compat.sdk import AirflowFailException, Asset, conf
 
+from airflow_provider_tikvbr.connections import storage_access
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.masking import mask, mask_url
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress
 from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
-from airflow_provider_tikvbr.rawbr.parsing import parse_flag
+from airflow_provider_tikvbr.rawbr.parsing import parse_flag, parse_text
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
-from airflow_provider_tikvbr.storage.url import S3Credentials
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class EngineTask(Base):
     send_credentials_to_tikv: bool | str
     crypter_key: str
     _job: EngineJob[Any] | None = None
+    _killed = False
 
     @cached_property
     def hook(self) -> TiKVHook:
@@ -68,10 +69,16 @@ class EngineTask(Base):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render as Airflow does, and hide the secrets of a storage URL before anything of it is stored or shown."""
+        # Before, because Airflow shows a template that cannot be rendered.
+        self._hide(content)
         value = super().render_template(content, context, jinja_env, seen_oids)
-        if isinstance(value, str) and "://" in value:
-            mask_url(value)
+        self._hide(value)
         return value
+
+    def _hide(self, value: Any) -> None:
+        # Misspelt URLs have their secrets too.
+        if isinstance(value, str) and ("://" in value or "?" in value):
+            mask_url(value)
 
     def rendered_crypter_key(self, context: Context) -> str:
         """The key of the backup, which nothing will show from now on."""
@@ -85,9 +92,17 @@ class EngineTask(Base):
         :raises TikvBrError: as the work does.
         """
         options = self.hook.cluster_options()
-        url = self.storage
-        credentials = storage_credentials(self.storage_conn_id)
-        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv")
+        url = parse_text(self.storage, parameter="storage")
+        credentials = None
+        if access := storage_access(self.storage_conn_id):
+            url, credentials = access.complete(url), access.credentials
+            if access.unread:
+                self.log.warning(
+                    "Of the connection %s (storage_conn_id), these fields are not heeded: %s",
+                    self.storage_conn_id,
+                    ", ".join(access.unread),
+                )
+        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
 
         async def run(listener: Listener) -> S:
             storage = open_storage(url, credentials=credentials, send_credentials=send)
@@ -98,6 +113,8 @@ class EngineTask(Base):
                 await storage.close()
 
         self._job = job = EngineJob(run)
+        if self._killed:  # before there was a job
+            job.cancel()
         try:
             return job.run(
                 on_progress=ProgressReport(self.log, context), on_note=self._note, interval_s=progress_interval_s()
@@ -109,6 +126,7 @@ class EngineTask(Base):
         """Ask the running job to stop; it puts the cluster back as it was, and ``execute`` raises soon."""
         # This runs in a signal handler, and Airflow ends the process five seconds later: no waiting, and no talking to
         # the supervisor, which may be in the middle of a message.
+        self._killed = True
         if self._job is not None:
             self._job.cancel()
 
@@ -188,28 +206,9 @@ def no_retry_if_terminal() -> Iterator[None]:
     except JobCancelledError:
         raise
     except TerminalError as err:
-        raise AirflowFailException(str(err)) from err
-
-
-def storage_credentials(conn_id: str | None) -> S3Credentials | None:
-    """Read the keys for S3 from a connection, such as one of Airflow's type ``aws``.
-
-    :return: None if no connection is named.
-    :raises InvalidOptionError: the connection has no keys.
-    """
-    if not conn_id:
-        return None
-    conn = BaseHook.get_connection(conn_id)
-    if not conn.login or not conn.password:
-        raise InvalidOptionError(
-            f"storage_conn_id names connection {conn_id}, which has no login and password: give the access key and the"
-            " secret access key there, or name no connection to use the worker's own credentials",
-            parameter="storage_conn_id",
-        )
-    token = str(conn.extra_dejson.get("aws_session_token") or "")
-    mask(conn.password)
-    mask(token)
-    return S3Credentials(access_key=conn.login, secret_access_key=conn.password, session_token=token)
+        parameter = err.parameter if isinstance(err, InvalidOptionError) else None
+        named = not parameter or parameter in err.message
+        raise AirflowFailException(err.message if named else f"{parameter}: {err.message}") from err
 
 
 def progress_interval_s() -> float:
@@ -236,7 +235,7 @@ def key_text(value: object, *, parameter: str) -> str:
         return ""
     if not isinstance(value, str):
         raise InvalidOptionError(
-            f"{parameter} is {value!r}, an {type(value).__name__}, but a key is text: turn"
+            f"{parameter} is {value!r}, but a key is text: write it as such, or, if a template made it, turn"
             " render_template_as_native_obj off for this DAG",
             parameter=parameter,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.parse import quote, quote_plus, unquote
 
 from airflow.sdk.log import mask_secret
 
@@ -26,13 +26,11 @@ def mask_url(url: str) -> None:
 
 def secrets_of_url(url: str) -> Iterator[str]:
     """The secret values in a URL, as they stand there and decoded: its password, and parameters by their name."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return
-    written = [password] if password else []
-    for parameter in parts.query.split("&"):
+    path, _, query = url.partition("?")
+    # Not by urlsplit, to which a slash ends the user part: secret keys of S3 have slashes.
+    user, _, password = path.partition("://")[2].rpartition("@")[0].partition(":")
+    written = [] if "/" in user else [password]
+    for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
         if any(word in unquote(name).lower().replace("_", "-") for word in _SECRET_WORDS):
             written.append(value)

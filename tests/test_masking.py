@@ -16,6 +16,10 @@ from airflow_provider_tikvbr.masking import secrets_of_url
         ("s3://bucket/p?secret-access-key=", set()),
         ("s3://bucket/p?session-token=t0k3n", {"t0k3n"}),
         ("s3://user:hidden@bucket/p", {"hidden"}),
+        ("s3://user:hid/den@bucket/p", {"hid/den", "hid%2Fden"}),
+        ("s3://bucket/12:30@home", set()),
+        ("s3:/bucket/p?secret-access-key=s3cr3t", {"s3cr3t"}),
+        ("s3//bucket/p?secret-access-key=s3cr3t", {"s3cr3t"}),
         ("http://[broken", set()),
     ],
 )

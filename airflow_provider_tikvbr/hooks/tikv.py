@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from airflow_provider_tikvbr.connections import find_connection
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.masking import mask
@@ -23,6 +25,9 @@ from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, Tl
 V = TypeVar("V")
 
 DEFAULT_PD_PORT = 2379
+
+# Where the API server does not have this package, its form offers no connection of type tikv.
+CONN_TYPES = ("tikv", "generic", "")
 
 # The fields of a connection's extra that are read; get_provider_info describes them for the form.
 EXTRA_FIELDS = (
@@ -74,8 +79,11 @@ class TiKVHook(BaseHook):
         """Read the connection.
 
         :raises InvalidOptionError: one of its fields cannot be right; the message names it and the connection.
+        :raises AirflowNotFoundException: there is no such connection.
         """
-        conn = self.get_connection(self.tikv_conn_id)
+        conn = find_connection(self.tikv_conn_id, parameter="tikv_conn_id", hook=type(self))
+        if (conn.conn_type or "").lower() not in CONN_TYPES:
+            raise self._bad("type", f"it is {conn.conn_type}: name a connection of type {self.conn_type}")
         extra = self._field("extra", lambda: _extra(conn.extra))
         for name in extra:
             if name not in EXTRA_FIELDS:
@@ -86,12 +94,12 @@ class TiKVHook(BaseHook):
         return ClusterOptions(
             pd=self._field(
                 "host",
-                lambda: parse_pd(conn.host or "", default_port=conn.port or DEFAULT_PD_PORT, tls=tls is not None),
+                lambda: parse_pd(_host(conn.host), default_port=conn.port or DEFAULT_PD_PORT, tls=tls is not None),
             ),
             tls=tls,
             grpc=self._field("grpc_keepalive_time, grpc_keepalive_timeout", lambda: _grpc(extra)),
             api_version=self._field(
-                "api_version", lambda: parse_api_version(str(extra.get("api_version", "")), parameter="api_version")
+                "api_version", lambda: parse_api_version(extra.get("api_version"), parameter="api_version")
             ),
             cluster_id=self._field(
                 "cluster_id", lambda: parse_whole(extra.get("cluster_id"), parameter="cluster_id", default=0) or None
@@ -169,6 +177,14 @@ def pem(text: str) -> str:
         lines = [data[at : at + 64] for at in range(0, len(data), 64)]
         blocks.append("\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]))
     return "".join(blocks) or text
+
+
+def _host(text: str | None) -> str:
+    try:
+        # A connection's URI loses the brackets.
+        return f"[{ipaddress.IPv6Address(text)}]"
+    except ValueError:
+        return text or ""
 
 
 def _extra(text: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID, ApiVersion
 
 DEFAULT_PD_PORT = 2379
+MAX_PORT = 65535
 PEM_MARK = "-----BEGIN "
 
 
@@ -181,7 +182,7 @@ def _endpoint(text: str, default_port: int, tls: bool) -> str:
         more = "@" in url.netloc or url.path.strip("/") or url.query or url.fragment or " " in text
     except ValueError:
         host, port, more = "", 0, ""
-    if not host or not port or more:
+    if not host or not 0 < port <= MAX_PORT or more:
         # What stands before an @ may be a password.
         raise InvalidOptionError(
             f"PD endpoint {text.rpartition('@')[2]!r} is not of the form host:port", parameter="pd"

@@ -65,6 +65,7 @@ def test_endpoints_have_their_own_port_or_the_connections(connect: Connect) -> N
     ("uri", "pd"),
     [
         ("tikv://pd0,pd1:1234/?api_version=v2&keyspace_id=7&check_requirements=false", ("pd0:1234", "pd1:1234")),
+        ("tikv://[::1]:9/?api_version=v2&keyspace_id=7&check_requirements=false", ("[::1]:9",)),
         ("tikv://pd0%3A1%2Cpd1%3A2/?api_version=v2&keyspace_id=7&check_requirements=false", ("pd0:1", "pd1:2")),
     ],
 )
@@ -100,6 +101,16 @@ def test_everything_a_form_can_give(connect: Connect, certificate: Certificate, 
     assert options.tls.key == certificate.key.encode()
 
 
+@pytest.mark.parametrize("conn_type", ["tikv", "TiKV", "generic", ""])
+def test_types_that_may_be_meant(connect: Connect, conn_type: str) -> None:
+    assert connect(host="pd0", conn_type=conn_type).cluster_options().pd == ("pd0:2379",)
+
+
+@pytest.mark.parametrize("flag", [0, "0", False, "false"])
+def test_flags_of_a_connection(connect: Connect, flag: Any) -> None:
+    assert connect(host="pd0", extra={"check_requirements": flag}).cluster_options().check_requirements is False
+
+
 def test_what_a_form_leaves_empty_means_the_default(connect: Connect) -> None:
     extra = {"api_version": None, "cluster_id": "", "keyspace_id": None, "ca": "", "connect_timeout": None}
     assert connect(host="pd0", extra=extra).cluster_options() == ClusterOptions(pd=("pd0:2379",))
@@ -109,6 +120,10 @@ def test_what_a_form_leaves_empty_means_the_default(connect: Connect) -> None:
     ("fields", "says"),
     [
         ({}, "field host: give the PD endpoints"),
+        ({"conn_type": "aws", "host": "pd0"}, "field type: it is aws: name a connection of type tikv"),
+        ({"host": "pd0", "port": 70000}, "field host: "),
+        ({"host": "pd0", "extra": {"check_requirements": 2}}, "field check_requirements: "),
+        ({"host": "pd0", "extra": {"connect_timeout": [1]}}, "field connect_timeout: "),
         ({"host": "pd0:x"}, "field host: "),
         ({"host": "https://pd0"}, "field host: PD endpoint https://pd0:2379 needs TLS"),
         ({"host": "pd0", "extra": {"apiversion": "v2"}}, "field apiversion: there is no such field; there are api_v"),
@@ -216,4 +231,4 @@ def test_a_cluster_that_is_not_there(connect: Connect) -> None:
 def test_a_connection_that_is_not_there() -> None:
     works, message = TiKVHook(tikv_conn_id="nobody").test_connection()
     assert not works
-    assert "nobody" in message
+    assert message.startswith("tikv_conn_id names the connection nobody, which is not defined")

@@ -127,6 +127,28 @@ def test_the_storage_is_opened_as_told_and_always_closed(
 
 
 @CLASSES
+def test_the_storage_connection_may_say_where_the_storage_is(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
+) -> None:
+    extra = {"endpoint_url": "http://minio:9000", "role_arn": "arn:x"}
+    conn = {"conn_type": "aws", "login": "AKIAANOTHERKEY", "password": "topsecret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_KEYS", json.dumps(conn))
+    seen: list[str] = []
+
+    def record(url: str, **given: Any) -> NoopStorage:
+        seen.append(url)
+        return NoopStorage()
+
+    monkeypatch.setattr(engine_task, "open_storage", record)
+    operator = cls(task_id="task", storage="s3://bucket?sse=x", storage_conn_id="keys", tikv_conn_id="tikv_nowhere")
+    with capture_logs() as logs, pytest.raises(TransientError):
+        operator.execute({})
+    assert seen == ["s3://bucket?sse=x&endpoint=http%3A%2F%2Fminio%3A9000"]
+    (told,) = (entry for entry in logs if entry["log_level"] == "warning")
+    assert told["event"].endswith("these fields are not heeded: role_arn")
+
+
+@CLASSES
 def test_templates_are_rendered(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     names = set(parameters(cls))
     operator = cls(task_id="task", **{name: f"{{{{ params.{name} }}}}" for name in names})
@@ -149,6 +171,32 @@ def test_secrets_of_the_storage_url_are_hidden_once_rendered(
     assert "***" in shown
     assert secret not in shown
     assert secret.replace("/", "%2F") not in shown
+
+
+@CLASSES
+@pytest.mark.parametrize("url", ["s3:/bucket?secret-access-key={}", "s3//bucket?secret-access-key={}", "s3://me:{}@b"])
+def test_secrets_of_a_misspelt_url_are_hidden_too(
+    cls: type[Any], options: Callable[..., Any], own: set[str], url: str
+) -> None:
+    secret = f"misspelt/{cls.__name__}{len(url)}"
+    operator = cls(task_id="task", storage="{{ params.url }}")
+    operator.render_template_fields({"params": {"url": url.format(secret)}})
+    assert secret in operator.storage
+    assert secret not in str(redact(operator.storage))
+    with pytest.raises(AirflowFailException) as caught:
+        operator.execute({})
+    assert secret not in str(caught.value)
+
+
+@CLASSES
+def test_secrets_of_a_template_that_cannot_be_rendered_are_hidden(
+    cls: type[Any], options: Callable[..., Any], own: set[str]
+) -> None:
+    secret = f"unrendered/{cls.__name__}"
+    template = f"s3://bucket/{{{{ 1 / 0 }}}}?secret-access-key={secret}"
+    with pytest.raises(ZeroDivisionError):
+        cls(task_id="task", storage=template).render_template_fields({})
+    assert secret not in str(redact(template))
 
 
 @CLASSES

@@ -57,12 +57,19 @@ def test_scheme_must_agree_with_tls() -> None:
         "ftp://pd0:1",
         "p d:1",
         "[::1:5",
+        "::1:5",
     ],
 )
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         parse_pd(text)
     assert caught.value.parameter == "pd"
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_default_port_that_cannot_be_is_refused(port: int) -> None:
+    with pytest.raises(InvalidOptionError):
+        parse_pd("pd0", default_port=port)
 
 
 def test_a_password_in_an_endpoint_is_not_repeated() -> None:
