@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_rate, human_size
@@ -46,25 +46,21 @@ def _line(title: str, fields: list[tuple[str, object]]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackupSummary:
-    """What a backup did.
+class _JobSummary:
+    """What a backup and a restore both report.
 
-    :param total_ranges: backup files that were to be written; ``tikv-br`` calls them ranges.
+    :param total_ranges: backup files that were to be written or restored; ``tikv-br`` calls them ranges.
     :param ranges_succeed: those that were.
-    :param ranges_failed: those that were not; a backup that succeeds has none.
-    :param backup_total_regions: regions of the range.
+    :param ranges_failed: those that were not; a job that succeeds has none.
     :param total_take_s: seconds from the first step to the last, the checksum's included.
-    :param backup_ts: in V2, the timestamp from which change capture may go on; else None.
-    :param total_kv: pairs in the backup.
+    :param total_kv: pairs.
     :param total_kv_size: bytes of their API keys and values, in the backup's API version.
-    :param backup_data_size: bytes of the backup files.
-    :param checksum: the backup's checksum.
+    :param checksum: the checksum of these pairs.
     :param verified: whether it was compared with the cluster.
     :param api_version: API version of the cluster.
-    :param dst_api_version: API version of the backup.
     :param storage: where the backup is, without secrets.
-    :param cluster_id: which cluster it is of.
-    :param cluster_version: the cluster's version.
+    :param cluster_id: the cluster.
+    :param cluster_version: its version.
     :param start: first user key of the range, in hexadecimal digits; empty for no bound.
     :param end: user key after the range, in hexadecimal digits; empty for no bound.
     """
@@ -72,16 +68,12 @@ class BackupSummary:
     total_ranges: int
     ranges_succeed: int
     ranges_failed: int = 0
-    backup_total_regions: int
     total_take_s: float
-    backup_ts: int | None = None
     total_kv: int
     total_kv_size: int
-    backup_data_size: int
     checksum: Checksum = field(default_factory=Checksum)
     verified: bool = False
     api_version: ApiVersion
-    dst_api_version: ApiVersion
     storage: str
     cluster_id: int
     cluster_version: str = ""
@@ -98,139 +90,86 @@ class BackupSummary:
         """Bytes of keys and values per second of the whole job."""
         return self.total_kv_size / self.total_take_s if self.total_take_s > 0 else 0.0
 
-    def line(self) -> str:
-        """The success line."""
-        fields: list[tuple[str, object]] = [
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name; versions as text."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        versions = {name: value.name for name, value in found.items() if isinstance(value, ApiVersion)}
+        derived = {
+            "checksum": self.checksum.as_dict(),
+            "files": self.files,
+            "average_speed": self.average_speed,
+        }
+        return {**found, **versions, **derived}
+
+    def _ranges(self) -> list[tuple[str, object]]:
+        return [
             ("total-ranges", self.total_ranges),
             ("ranges-succeed", self.ranges_succeed),
             ("ranges-failed", self.ranges_failed),
-            ("backup-total-regions", self.backup_total_regions),
-            ("total-take", human_duration(self.total_take_s)),
         ]
-        if self.backup_ts is not None:
-            fields.append(("backup-ts", self.backup_ts))
-        fields += [
+
+    def _pairs(self) -> list[tuple[str, object]]:
+        return [
             ("total-kv", self.total_kv),
             ("total-kv-size", human_size(self.total_kv_size)),
             ("average-speed", human_rate(self.total_kv_size, self.total_take_s)),
-            ("backup-data-size(after-compressed)", human_size(self.backup_data_size)),
         ]
-        return _line("Raw backup success summary", fields)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers by name; versions as text."""
-        return {
-            "total_ranges": self.total_ranges,
-            "ranges_succeed": self.ranges_succeed,
-            "ranges_failed": self.ranges_failed,
-            "backup_total_regions": self.backup_total_regions,
-            "total_take_s": self.total_take_s,
-            "backup_ts": self.backup_ts,
-            "total_kv": self.total_kv,
-            "total_kv_size": self.total_kv_size,
-            "average_speed": self.average_speed,
-            "backup_data_size": self.backup_data_size,
-            "checksum": self.checksum.as_dict(),
-            "verified": self.verified,
-            "api_version": self.api_version.name,
-            "dst_api_version": self.dst_api_version.name,
-            "storage": self.storage,
-            "cluster_id": self.cluster_id,
-            "cluster_version": self.cluster_version,
-            "files": self.files,
-            "start": self.start,
-            "end": self.end,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreSummary:
-    """What a restore did.
+class BackupSummary(_JobSummary):
+    """What a backup did.
 
-    :param total_ranges: backup files that were to be restored; ``tikv-br`` calls them ranges.
-    :param ranges_succeed: those that were.
-    :param ranges_failed: those that were not; a restore that succeeds has none.
-    :param restore_files: backup files that the range touches.
-    :param total_take_s: seconds from the first step to the last, the checksum's included.
-    :param restore_data_size: bytes of those files.
-    :param total_kv: pairs in those files.
-    :param total_kv_size: bytes of their API keys and values.
-    :param checksum: the checksum of what was restored.
-    :param verified: whether it was compared with the cluster.
-    :param api_version: API version of the backup and the cluster.
-    :param storage: where the backup is, without secrets.
-    :param cluster_id: which cluster was restored into.
-    :param cluster_version: that cluster's version.
-    :param start: first user key of the range, in hexadecimal digits; empty for no bound.
-    :param end: user key after the range, in hexadecimal digits; empty for no bound.
+    :param backup_total_regions: regions of the range.
+    :param backup_ts: in V2, the timestamp from which change capture may go on; else None.
+    :param backup_data_size: bytes of the backup files.
+    :param dst_api_version: API version of the backup.
     """
 
-    total_ranges: int
-    ranges_succeed: int
-    ranges_failed: int = 0
+    backup_total_regions: int
+    backup_ts: int | None = None
+    backup_data_size: int
+    dst_api_version: ApiVersion
+
+    def line(self) -> str:
+        """The success line."""
+        backup_ts = [("backup-ts", self.backup_ts)] if self.backup_ts is not None else []
+        return _line(
+            "Raw backup success summary",
+            [
+                *self._ranges(),
+                ("backup-total-regions", self.backup_total_regions),
+                ("total-take", human_duration(self.total_take_s)),
+                *backup_ts,
+                *self._pairs(),
+                ("backup-data-size(after-compressed)", human_size(self.backup_data_size)),
+            ],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSummary(_JobSummary):
+    """What a restore did.
+
+    :param restore_files: backup files that the range touches.
+    :param restore_data_size: bytes of those files.
+    """
+
     restore_files: int
-    total_take_s: float
     restore_data_size: int
-    total_kv: int
-    total_kv_size: int
-    checksum: Checksum = field(default_factory=Checksum)
-    verified: bool = False
-    api_version: ApiVersion
-    storage: str
-    cluster_id: int
-    cluster_version: str = ""
-    start: str = ""
-    end: str = ""
-
-    @property
-    def files(self) -> int:
-        """Backup files."""
-        return self.restore_files
-
-    @property
-    def average_speed(self) -> float:
-        """Bytes of keys and values per second of the whole job."""
-        return self.total_kv_size / self.total_take_s if self.total_take_s > 0 else 0.0
 
     def line(self) -> str:
         """The success line."""
         return _line(
             "Raw restore success summary",
             [
-                ("total-ranges", self.total_ranges),
-                ("ranges-succeed", self.ranges_succeed),
-                ("ranges-failed", self.ranges_failed),
+                *self._ranges(),
                 ("restore-files", self.restore_files),
                 ("total-take", human_duration(self.total_take_s)),
                 ("restore-data-size(after-compressed)", human_size(self.restore_data_size)),
-                ("total-kv", self.total_kv),
-                ("total-kv-size", human_size(self.total_kv_size)),
-                ("average-speed", human_rate(self.total_kv_size, self.total_take_s)),
+                *self._pairs(),
             ],
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers by name; versions as text."""
-        return {
-            "total_ranges": self.total_ranges,
-            "ranges_succeed": self.ranges_succeed,
-            "ranges_failed": self.ranges_failed,
-            "restore_files": self.restore_files,
-            "total_take_s": self.total_take_s,
-            "restore_data_size": self.restore_data_size,
-            "total_kv": self.total_kv,
-            "total_kv_size": self.total_kv_size,
-            "average_speed": self.average_speed,
-            "checksum": self.checksum.as_dict(),
-            "verified": self.verified,
-            "api_version": self.api_version.name,
-            "storage": self.storage,
-            "cluster_id": self.cluster_id,
-            "cluster_version": self.cluster_version,
-            "files": self.files,
-            "start": self.start,
-            "end": self.end,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
