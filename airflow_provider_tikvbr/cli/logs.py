@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -130,9 +131,10 @@ def announce(parts: str, *, to_log: bool) -> None:
     :param parts: what follows time, level and place.
     :param to_log: whether it is to stand in the log as well.
     """
-    path, number, function, _ = LOGGER.findCaller(stacklevel=2)
+    # Not LOGGER.findCaller: Python 3.10 counts its levels in another way than later ones.
+    caller = traceback.extract_stack(limit=2)[0]
     record = LOGGER.makeRecord(
-        LOGGER.name, logging.INFO, path, number, "%s", (parts,), None, function, extra={"line": parts}
+        LOGGER.name, logging.INFO, caller.filename, caller.lineno or 0, "%s", (parts,), None, extra={"line": parts}
     )
     click.echo(LineFormatter().format(record))
     if to_log and LOGGER.isEnabledFor(record.levelno):
