@@ -11,10 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from packaging.version import Version
-
 from airflow_provider_tikvbr.exceptions import (
-    ApiVersionError,
     BackupFileError,
     BackupInvalidError,
     ChecksumMismatchError,
@@ -22,10 +19,16 @@ from airflow_provider_tikvbr.exceptions import (
     TikvBrError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checksum import check_can_checksum, live_checksum, warn_of_expiry
+from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
-from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
+from airflow_provider_tikvbr.rawbr.gates import (
+    check_can_checksum,
+    check_can_convert,
+    check_can_encrypt,
+    check_can_open,
+    has_backup_ts,
+)
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
 from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, write_meta
@@ -42,8 +45,6 @@ STEP = "Raw backup"
 CHECKSUM_STEP = "Raw backup checksum"
 
 TIMELESS_NAME: Final = re.compile(r"(\d+)[/_]\d+_\d+_default\.sst")
-MIN_CONVERSION: Final = Version("6.1.0")
-MIN_BACKUP_TS: Final = Version("6.2.0")
 
 
 async def backup(
@@ -126,20 +127,8 @@ def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
     :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
     :raises UnsupportedError: the checksum or the cipher needs a newer cluster.
     """
-    now, dst = cluster.api_version, options.dst_api_version
-    if dst is None:
-        dst = now
-    if dst is not now:
-        if dst is not ApiVersion.V2:
-            raise ApiVersionError(
-                f"a backup of this {now.name} cluster cannot be of API version {dst.name}: TiKV converts to V2 only;"
-                f" leave dst_api_version out, or give {now.name}{'' if now is ApiVersion.V2 else ' or V2'}"
-            )
-        if cluster.cluster_version < MIN_CONVERSION:
-            raise ApiVersionError(
-                f"the conversion from {now.name} to V2 needs a cluster of version {MIN_CONVERSION} or newer, this one"
-                f" has {cluster.cluster_version_text}: upgrade it, or leave dst_api_version out"
-            )
+    dst = cluster.api_version if options.dst_api_version is None else options.dst_api_version
+    check_can_convert(cluster, dst)
     if options.checksum:
         check_can_checksum(cluster)
     check_can_encrypt(cluster, options.cipher)
@@ -152,8 +141,7 @@ def dst_codec(cluster: Cluster, dst: ApiVersion) -> KeyCodec:
 
 
 def _safepoint(cluster: Cluster, options: BackupOptions, listener: Listener) -> SafepointLease | None:
-    # Older stores do not flush the timestamps that they hand out in advance, so a backup-ts would promise too much.
-    if cluster.api_version is not ApiVersion.V2 or cluster.cluster_version < MIN_BACKUP_TS:
+    if not has_backup_ts(cluster):
         return None
     return SafepointLease(cluster, ttl_s=options.gc_ttl_s, safe_interval_s=options.safe_interval_s, listener=listener)
 

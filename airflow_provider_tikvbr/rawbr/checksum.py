@@ -1,8 +1,8 @@
-"""Compare a backup with a live cluster.
+"""Count what a live cluster holds, and compare it with a backup.
 
-Both sides count in the same way (CRC-64/XZ over API key and user value, XORed over all pairs; number of pairs; their
-bytes): a store while it backs up, a store that is asked for a checksum, and this module where it reads a backup file
-itself. Source: TiKV, ``src/coprocessor/checksum.rs`` and ``components/backup/src/writer.rs``.
+Whoever counts does it in the same way (CRC-64/XZ over API key and user value, XORed over all pairs; number of pairs; their
+bytes): a store while it backs up, a store that is asked for a checksum, and ``rawbr/expected.py`` where it reads a backup
+file. Source: TiKV, ``src/coprocessor/checksum.rs`` and ``components/backup/src/writer.rs``.
 """
 
 from __future__ import annotations
@@ -10,25 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
-
-from fastcrc import crc64
-from packaging.version import Version
 
 from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
-    BackupFileError,
     BudgetExceededError,
     RegionNotReadyError,
     TransientError,
-    UnsupportedError,
 )
-from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.coverage import PROGRESS_INTERVAL_S, Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
-from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, file_range, read_file, read_meta
+from airflow_provider_tikvbr.rawbr.expected import expected_checksum
+from airflow_provider_tikvbr.rawbr.gates import check_can_checksum
+from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, read_meta
 from airflow_provider_tikvbr.rawbr.options import (
     DEFAULT_BUDGET_S,
     DEFAULT_CHECKSUM_CONCURRENCY,
@@ -42,19 +36,15 @@ from airflow_provider_tikvbr.rawbr.request import backup_request
 from airflow_provider_tikvbr.rawbr.summary import Checksum, ChecksumSummary
 from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.storage.base import Storage
-from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.noop import NoopStorage
-from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, EngineKey, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
 from airflow_provider_tikvbr.tikv.model import Region
 from airflow_provider_tikvbr.tikv.retry import Backoff
-from airflow_provider_tikvbr.tikv.values import decode_value
 
 STEP = "Raw checksum"
 RAW_CHECKSUM = "raw-checksum"
 BACKUP = "backup"
-MIN_CHECKSUM: Final = Version("6.1.1")
 
 # Regions that one store counts for us at a time. More would only wait there, and run into their time limit: a large region
 # on a slow disk takes a minute.
@@ -64,8 +54,6 @@ CALL_TIMEOUT_S = 900.0
 LEAST_TRIES = 3
 RETRY_BASE_S = 0.2
 RETRY_CAP_S = 5.0
-# Backup files that are read at a time, each wholly in memory.
-FILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,18 +111,6 @@ async def verify_backup(
         storage=storage.display_url,
         cluster_id=cluster.cluster_id,
     )
-
-
-def check_can_checksum(cluster: Cluster) -> None:
-    """Make sure that the stores know the call.
-
-    :raises UnsupportedError: the cluster is too old.
-    """
-    if cluster.cluster_version < MIN_CHECKSUM:
-        raise UnsupportedError(
-            f"checksum needs a cluster of version {MIN_CHECKSUM} or newer, this one has"
-            f" {cluster.cluster_version_text}: upgrade it, or do without checksum"
-        )
 
 
 def warn_of_expiry(cluster: Cluster, listener: Listener) -> None:
@@ -285,62 +261,3 @@ class _Counter:
                 elapsed_s=self._told - self._started,
             )
         )
-
-
-async def expected_checksum(
-    storage: Storage, meta: brpb_pb2.BackupMeta, keys: KeyRange[ApiKey], cipher: Cipher = PLAINTEXT
-) -> Checksum:
-    """What a backup holds of a range.
-
-    Files that lie wholly in it count as backupmeta says; of those that it cuts the pairs inside are counted.
-
-    :param keys: the range, as API keys of the backup.
-    :raises BackupFileError: a file that has to be read is missing or damaged.
-    """
-    total, cut = Checksum(), []
-    for file in meta.files:
-        held = file_range(file)
-        if keys.covers(held):
-            total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
-        elif keys.intersect(held) is not None:
-            cut.append(file)
-    counted = await _count_files(storage, ApiVersion(meta.api_version), cut, keys, cipher)
-    return sum(counted, total)
-
-
-async def _count_files(
-    storage: Storage, version: ApiVersion, files: Iterable[brpb_pb2.File], keys: KeyRange[ApiKey], cipher: Cipher
-) -> list[Checksum]:
-    counted: list[Checksum] = []
-
-    async def count(file: brpb_pb2.File) -> None:
-        data = await read_file(storage, file, cipher)
-        # Minutes for a large file, so off the loop.
-        counted.append(await asyncio.to_thread(count_pairs, data, version, keys, name=file.name))
-
-    await for_each(files, count, concurrency=FILES_AT_ONCE)
-    return counted
-
-
-def count_pairs(data: bytes, version: ApiVersion, keys: KeyRange[ApiKey], *, name: str = "the SST file") -> Checksum:
-    """Count the pairs of a backup file in a range.
-
-    :param data: the file, decrypted.
-    :param version: API version of the backup.
-    :param keys: the range, as API keys of the backup.
-    :raises BackupFileError: the file is damaged.
-    """
-    codec = KeyCodec(version)
-    bounds = codec.region_range(keys)
-    # Without a timestamp behind it, an encoded key sorts before every version of the same key.
-    wanted = KeyRange(EngineKey(bounds.start), EngineKey(bounds.end))
-    crc = kvs = size = 0
-    try:
-        for engine_key, stored in SstReader(data, name=name).pairs(wanted):
-            pair = codec.split_engine_key(engine_key)[0] + decode_value(version, stored).value
-            crc ^= crc64.xz(pair)
-            kvs += 1
-            size += len(pair)
-    except ValueError as err:
-        raise BackupFileError(f"{name} is not a backup file of API version {version.name}: {err}", file=name) from err
-    return Checksum(crc, kvs, size)

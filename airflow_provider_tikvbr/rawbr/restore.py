@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from typing import Final
-
-from packaging.version import Version
 
 from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
@@ -19,15 +16,17 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checksum import (
-    check_can_checksum,
-    cluster_checksum,
-    expected_checksum,
-    warn_of_expiry,
-)
+from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
-from airflow_provider_tikvbr.rawbr.gates import check_can_encrypt, check_can_open
+from airflow_provider_tikvbr.rawbr.expected import expected_checksum
+from airflow_provider_tikvbr.rawbr.gates import (
+    MIN_SPLIT,
+    can_split,
+    check_can_checksum,
+    check_can_encrypt,
+    check_can_open,
+)
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
 from airflow_provider_tikvbr.rawbr.limits import region_limits
@@ -42,9 +41,6 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
 
 STEP = "Raw restore"
 CHECKSUM_STEP = "Raw restore checksum"
-
-# Before it, TiKV encoded the keys of SplitRegion whatever the cluster's API version.
-MIN_SPLIT: Final = Version("5.2.0")
 
 # Looking for data in the target stops after this many regions: a cluster in use has some in the first ones.
 REGIONS_TO_LOOK_INTO = 64
@@ -139,7 +135,7 @@ async def holds_data(cluster: Cluster, keys: KeyRange[ApiKey]) -> bool:
 
 
 async def _split(cluster: Cluster, plan: RestorePlan, options: RestoreOptions, listener: Listener) -> None:
-    if cluster.cluster_version < MIN_SPLIT:
+    if not can_split(cluster):
         message = f"the cluster is older than {MIN_SPLIT}, so its regions are not split beforehand"
         listener(Note(level="info", message=message))
         return

@@ -19,15 +19,14 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import checksum as checksum_module
 from airflow_provider_tikvbr.rawbr.backup import backup
-from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, count_pairs, expected_checksum, verify_backup
+from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, verify_backup
 from airflow_provider_tikvbr.rawbr.meta import read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_options
 from airflow_provider_tikvbr.rawbr.summary import Checksum, ChecksumSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, UserKey
 from tests.rawbr.jobs import Events, checksum_of, cluster, key, make_pairs, meanwhile
-from tests.support import golden
 
 V1, V1TTL, V2 = ApiVersion
 RAW_CHECKSUM = methods.KV_RAW_CHECKSUM
@@ -269,27 +268,3 @@ async def test_an_old_cluster(tmp_path: Path) -> None:
         await make(client, tmp_path / "place")
         with pytest.raises(UnsupportedError, match=r"6\.1\.1 or newer"):
             await verify(client, tmp_path / "place")
-
-
-# --- the backup's side, with files that a real TiKV wrote ---
-
-
-@pytest.mark.parametrize("name", ["v1/full", "v1/snappy", "v1/to_v2", "v1ttl/full", "v1ttl/to_v2", "v2/full"])
-async def test_parts_of_real_backups(name: str) -> None:
-    folder, _, which = name.partition("/")
-    known = golden.Golden(folder, which)
-    codec = KeyCodec(known.api_version)
-    pairs = known.pairs
-    async with open_storage(known.url) as storage:
-        meta = await read_meta(storage)
-        for first, last in [(0, len(pairs) - 1), (len(pairs) // 3, len(pairs) // 2), (17, 18)]:
-            keys = codec.api_range(KeyRange(pairs[first].key, pairs[last].key))
-            found = await expected_checksum(storage, meta, keys)
-            assert found == checksum_of([(p.key, p.value) for p in pairs[first:last]], codec.prefix)
-
-
-def test_a_file_of_another_api_version() -> None:
-    known = golden.Golden("v1", "full")
-    path = min(known.path.rglob("*.sst"))
-    with pytest.raises(BackupFileError, match="is not a backup file of API version V2"):
-        count_pairs(path.read_bytes(), V2, KeyRange(ApiKey(b""), ApiKey(b"")), name=path.name)
