@@ -204,7 +204,8 @@ class _Job:
         )
         path = self._engine.scratch_dir / f"{uuid.uuid4().hex}.sst"
         try:
-            digest = await self._engine.run(self._write, piece, path)
+            with self._topology.pinned(piece.keys):
+                digest = await self._engine.run(self._write, piece, path)
             if digest is not None:
                 data = await self._engine.run(path.read_bytes)
                 response.files.append(await self._save(piece, data, digest))

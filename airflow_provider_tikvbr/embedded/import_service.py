@@ -205,8 +205,8 @@ class ImportService:
                 self._checks.check_majority(region)
                 for sst in ssts:
                     self._check_sst(sst, region)
-                with self._topology.pinned(region):
-                    await asyncio.gather(*(self._apply(store_id, ssts) for store_id in region.store_ids))
+                with self._topology.pinned(region.keys):
+                    await _to_the_end(asyncio.gather(*(self._apply(s, ssts) for s in region.store_ids)))
         except RegionRefusedError as refused:
             response.error.CopyFrom(refused.error)
         return response
@@ -250,6 +250,15 @@ class ImportService:
                 self._topology.kill(store_id, f"region {sst.region_id} ingested {path.name}, which is not here")
                 return
             await engine.run(engine.ingest, path, sst.cf_name)
+
+
+async def _to_the_end(applied: asyncio.Future[list[None]]) -> None:
+    """Wait for what was proposed: every peer applies it, whatever becomes of the client."""
+    try:
+        await asyncio.shield(applied)
+    except asyncio.CancelledError:
+        await asyncio.gather(applied, return_exceptions=True)
+        raise
 
 
 def _fits(storage: ApiVersion, file: int) -> bool:

@@ -70,7 +70,7 @@ class Operators:
         for store in region.store_ids:
             free = [s for s in stores if region.peer_on(s) is None]
             target = min(free, key=lambda s: (peers[s], s), default=store)
-            if peers[target] < peers[store] and not region.pins:
+            if peers[target] < peers[store] and not self._topology.is_pinned(region):
                 self._topology.move_peer(region.id, store, target)
         peers.update(region.store_ids)
 
@@ -79,7 +79,7 @@ class Operators:
         holders = [s for s in region.store_ids if s in stores]
         target = min(holders, key=lambda s: (leaders[s], s), default=before)
         leaders[target] += 1
-        if target != before and not region.pins:
+        if target != before and not self._topology.is_pinned(region):
             self._topology.transfer_leader(region.id, target)
         self._operators[region.id] = Operator(
             region_id=region.id, desc=SCATTER, kind="admin,leader", done_at=self._clock() + self.delay_s

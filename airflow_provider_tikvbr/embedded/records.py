@@ -29,7 +29,6 @@ class RegionState:
 
     :param conf_ver: grows when peers change.
     :param version: grows when the range changes.
-    :param pins: how many jobs need the peers to stay where they are.
     """
 
     id: int
@@ -39,7 +38,6 @@ class RegionState:
     version: int
     peers: list[PeerState]
     leader_store_id: int
-    pins: int = 0
 
     @property
     def keys(self) -> KeyRange[RegionKey]:

@@ -128,7 +128,8 @@ class TikvService:
         if command == "raw_batch_scan":
             ranges = _complete(ranges, reverse=request.reverse)
         wanted = [self._scan_range(start, end, region, reverse=request.reverse) for start, end in ranges]
-        pairs = await self._engine.run(self._scan_job, wanted, limit, request.reverse, cf)
+        with self._topology.pinned(region.keys):
+            pairs = await self._engine.run(self._scan_job, wanted, limit, request.reverse, cf)
         for pair in pairs:
             out.add(key=pair.key, value=b"" if request.key_only else pair.value)
 
@@ -162,10 +163,10 @@ class TikvService:
             checks.check_api_version(self._api, request.context, "raw_checksum")
             checks.check_range_mode(self._api, ranges, "raw_checksum")
             region = self._checks.region(request.context)
-            for start, end in ranges:
-                keys = self._scan_range(start, end, region, reverse=False)
-                if keys is not None:
-                    digest = await self._engine.run(lambda wanted: digest_of(self._reader.scan(wanted)), keys)
+            wanted = [self._scan_range(start, end, region, reverse=False) for start, end in ranges]
+            with self._topology.pinned(region.keys):
+                for keys in filter(None, wanted):
+                    digest = await self._engine.run(lambda keys: digest_of(self._reader.scan(keys)), keys)
                     response.checksum ^= digest.crc64xor
                     response.total_kvs += digest.kvs
                     response.total_bytes += digest.bytes

@@ -65,6 +65,7 @@ class Topology:
         self._starts: list[RegionKey] = []
         self._regions: list[RegionState] = []
         self._by_id: dict[int, RegionState] = {}
+        self._pinned: list[KeyRange[RegionKey]] = []
         self._next_id = int(state.read("ids").get("next", 1))
         self.stores: dict[int, StoreRecord] = {}
         wanted = Identity(
@@ -187,7 +188,7 @@ class Topology:
         region = self._by_id[region_id]
         if region.peer_on(from_store) is None or region.peer_on(to_store) is not None or to_store not in self.stores:
             raise ValueError(f"region {region_id} cannot move a peer from store {from_store} to store {to_store}")
-        if region.pins:
+        if self.is_pinned(region):
             raise ValueError(f"region {region_id} is at work and cannot move now")
         if self._move_data is not None:
             self._move_data(region, from_store, to_store)
@@ -198,13 +199,20 @@ class Topology:
         self._save(region)
 
     @contextlib.contextmanager
-    def pinned(self, region: RegionState) -> Iterator[None]:
-        """Keep the peers of a region where they are, as a write that is under way in another thread needs it."""
-        region.pins += 1
+    def pinned(self, keys: KeyRange[RegionKey]) -> Iterator[None]:
+        """Keep the peers of a range where they are while a job in another thread reads or writes there.
+
+        A real store reads from a snapshot, and replicates what it writes. The regions of the range may split meanwhile.
+        """
+        self._pinned.append(keys)
         try:
             yield
         finally:
-            region.pins -= 1
+            self._pinned.remove(keys)
+
+    def is_pinned(self, region: RegionState) -> bool:
+        """Whether the peers of a region have to stay where they are."""
+        return any(region.keys.intersect(keys) is not None for keys in self._pinned)
 
     # --- changes of stores ---
 

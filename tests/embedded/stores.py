@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -9,6 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.records import RegionState
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
@@ -16,6 +21,18 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, RegionKey, UserKey
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
+
+
+@asynccontextmanager
+async def held_up(engine: StoreEngine) -> AsyncIterator[None]:
+    """Keep the threads of a store's pool busy: its jobs wait until the end of the block."""
+    over = threading.Event()
+    jobs = [asyncio.ensure_future(engine.run(over.wait)) for _ in range(2)]
+    try:
+        yield
+    finally:
+        over.set()
+        await asyncio.gather(*jobs)
 
 
 class Stores:

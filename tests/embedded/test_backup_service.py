@@ -17,7 +17,7 @@ from airflow_provider_tikvbr.storage.cipher import Cipher, CipherMethod
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
-from tests.embedded.stores import Stores
+from tests.embedded.stores import Stores, held_up
 from tests.support.waiting import until
 
 SPLITS = [UserKey(b"%02d" % i) for i in range(10, 100, 10)]
@@ -299,3 +299,18 @@ async def test_regions_may_split_during_a_backup(stores: Stores) -> None:
     answers.sort(key=lambda a: a.start_key)
     assert [a.end_key for a in answers] == [*(a.start_key for a in answers[1:]), b""]
     assert sum(f.total_kvs for a in answers for f in a.files) == 80
+
+
+@on(V1)
+async def test_peers_stay_where_they_are_while_a_backup_reads_them(stores: Stores) -> None:
+    topology = stores.cluster.topology
+    region = stores.region(b"00")
+    async with held_up(stores.cluster.engines[region.leader_store_id]):
+        stream = stores.stream(methods.BACKUP, backup_request(stores, None), region.leader_store_id)
+        reading = asyncio.ensure_future(stream.read())
+        await until(lambda: topology.is_pinned(region))
+        stores.cluster.split([UserKey(b"05")])
+        assert topology.is_pinned(stores.region(b"00"))
+        assert topology.is_pinned(stores.region(b"05"))
+    await reading
+    await until(lambda: not any(topology.is_pinned(r) for r in topology.regions))

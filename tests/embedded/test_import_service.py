@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.rawbr.meta import read_meta
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher, CipherMethod
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, RegionKey, UserKey
-from tests.embedded.stores import Stores
+from tests.embedded.stores import Stores, held_up
 from tests.support import golden
 from tests.support.waiting import until
 
@@ -242,6 +242,23 @@ async def test_an_ingest_is_taken_once(stores: Stores, backup: Any) -> None:
     again = await stores.call(methods.IMPORT_INGEST, single, region.leader_store_id)
     assert again.error.HasField("stale_command")
     assert not stores.cluster.topology.stores[region.leader_store_id].death
+
+
+async def test_every_peer_applies_an_ingest_although_the_client_goes(stores: Stores, backup: Any) -> None:
+    region = stores.region(b"000")
+    sst = await downloaded(stores, backup, region, region.store_ids)
+    follower = next(s for s in region.store_ids if s != region.leader_store_id)
+    topology = stores.cluster.topology
+    async with held_up(stores.cluster.engines[follower]):
+        call = asyncio.ensure_future(ingest(stores, region, sst))
+        await until(lambda: topology.is_pinned(region))
+        call.cancel()
+        await asyncio.wait({call})
+        # The store learns of it soon; a second request of the same client comes after that.
+        await stores.call(methods.IMPORT_SWITCH_MODE, import_sstpb_pb2.SwitchModeRequest(), region.leader_store_id)
+    await until(lambda: not topology.is_pinned(region))
+    for store_id in region.store_ids:
+        assert len(await stores.cluster.data.pairs(store_id=store_id)) == 500
 
 
 async def test_ingests_that_are_refused(stores: Stores, backup: Any) -> None:

@@ -56,7 +56,7 @@ def test_scattering_keeps_off_stores_that_are_down_and_regions_at_work(state: Cl
     topology = crowded(state, replicas=1)
     topology.set_running(3, False)
     pinned = topology.regions[4]
-    with topology.pinned(pinned):
+    with topology.pinned(pinned.keys):
         Operators(topology=topology, clock=Clock()).scatter([r.id for r in topology.regions])
 
     assert {r.leader_store_id for r in topology.regions} == {1, 2}

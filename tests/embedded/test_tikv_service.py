@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.proto import kvrpcpb_pb2, methods
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
-from tests.embedded.stores import Stores
+from tests.embedded.stores import Stores, held_up
+from tests.support.waiting import until
 
 SPLITS = (b"g", b"p")
 ALL = list(ApiVersion)
@@ -260,6 +262,21 @@ async def test_checksums_are_those_of_the_region(stores: Stores) -> None:
     assert numbers == [digest.crc64xor, digest.kvs, digest.bytes]
     assert digest.kvs == 10
     assert digest.bytes == 10 * (len(codec.prefix) + 101)
+
+
+@on(ApiVersion.V1)
+async def test_peers_stay_where_they_are_while_they_are_read(stores: Stores) -> None:
+    await put(stores, b"a")
+    region = stores.region(b"a")
+    topology = stores.cluster.topology
+    keys = kvrpcpb_pb2.KeyRange(start_key=b"", end_key=b"g")
+    checksum = kvrpcpb_pb2.RawChecksumRequest(ranges=[keys])
+    for work in (lambda: stores.lead(methods.KV_RAW_CHECKSUM, checksum, b"a"), lambda: scan(stores, b"", b"g")):
+        async with held_up(stores.cluster.engines[region.leader_store_id]):
+            reading = asyncio.ensure_future(work())
+            await until(lambda: topology.is_pinned(region))
+        await reading
+        assert not topology.is_pinned(region)
 
 
 @on(*ALL)

@@ -129,8 +129,19 @@ def test_a_peer_moves_with_its_data_and_its_leadership(state: ClusterState) -> N
         topology.move_peer(region.id, 2, 3)
     with pytest.raises(ValueError, match="cannot move a peer from store 2 to store 9"):
         topology.move_peer(region.id, 2, 9)
-    with topology.pinned(region), pytest.raises(ValueError, match="is at work"):
+    with topology.pinned(region.keys), pytest.raises(ValueError, match="is at work"):
         topology.move_peer(region.id, 2, 1)
+
+
+def test_the_pieces_of_a_region_at_work_cannot_move_either(state: ClusterState) -> None:
+    topology = make(state, stores=2)
+    region = topology.region_of(key("a"))
+    with topology.pinned(region.keys):
+        for piece in topology.split(region.id, [key("m")]):
+            with pytest.raises(ValueError, match="is at work"):
+                topology.move_peer(piece.id, 1, 2)
+
+    topology.move_peer(region.id, 1, 2)
 
 
 def test_the_leader_goes_where_a_peer_is(state: ClusterState) -> None:

@@ -201,7 +201,7 @@ def split_everywhere(embedded: EmbeddedCluster) -> None:
 def move_peers(embedded: EmbeddedCluster) -> None:
     for region in embedded.topology.regions:
         free = [s for s in embedded.topology.stores if region.peer_on(s) is None]
-        if free and not region.pins:
+        if free and not embedded.topology.is_pinned(region):
             embedded.topology.move_peer(region.id, region.peers[0].store_id, free[0])
 
 
