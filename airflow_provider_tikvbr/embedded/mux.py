@@ -62,14 +62,12 @@ class Mux:
             await self._server.wait_closed()
 
 
-class _Door(asyncio.Protocol):
-    """A new connection: waits for as many bytes as it takes to know the protocol."""
+class _Tracked(asyncio.Protocol):
+    """A connection that the mux knows of, so that it can be closed."""
 
     def __init__(self, mux: Mux) -> None:
         self._mux = mux
         self._transport: asyncio.Transport | None = None
-        self._head = b""
-        self._sorted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -78,6 +76,15 @@ class _Door(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
             self._mux.transports.discard(self._transport)
+
+
+class _Door(_Tracked):
+    """A new connection: waits for as many bytes as it takes to know the protocol."""
+
+    def __init__(self, mux: Mux) -> None:
+        super().__init__(mux)
+        self._head = b""
+        self._sorted = False
 
     def data_received(self, data: bytes) -> None:
         self._head += data
@@ -116,21 +123,15 @@ class _Door(asyncio.Protocol):
             client.resume_reading()
 
 
-class _Pipe(asyncio.Protocol):
+class _Pipe(_Tracked):
     """One end of a connection that is passed on: what comes in goes out at the other end, no faster than it is taken."""
 
     def __init__(self, mux: Mux) -> None:
-        self._mux = mux
-        self._transport: asyncio.Transport | None = None
+        super().__init__(mux)
         self.other: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        self._mux.transports.add(transport)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self._mux.transports.discard(self._transport)
+        super().connection_lost(exc)
         if self.other is not None:
             self.other.close()
 

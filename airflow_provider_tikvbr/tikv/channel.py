@@ -6,8 +6,8 @@ A connection belongs to the event loop it was made in and is not used across a f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -87,14 +87,8 @@ class Connection:
         :raises TikvBrError: as :func:`errors.from_grpc` classifies the failure.
         """
         self._check_open(method)
-        call = self._callable(method)(request, timeout=timeout_s)
-        try:
-            response: Resp = await call
-        except grpc.RpcError as err:
-            raise self._classify(err, method) from err
-        except asyncio.CancelledError:
-            self._check_cancelled_from_outside(method)
-            raise
+        with self._classified(method):
+            response: Resp = await self._callable(method)(request, timeout=timeout_s)
         return response
 
     async def stream(
@@ -110,18 +104,14 @@ class Connection:
         call = self._callable(method)(request)
         try:
             while True:
-                try:
-                    response = await asyncio.wait_for(call.read(), idle_timeout_s)
-                except asyncio.TimeoutError:
-                    raise self._silent(method, idle_timeout_s) from None
+                with self._classified(method):
+                    try:
+                        response = await asyncio.wait_for(call.read(), idle_timeout_s)
+                    except asyncio.TimeoutError:
+                        raise self._silent(method, idle_timeout_s) from None
                 if response is grpc.aio.EOF:
                     return
                 yield response
-        except grpc.RpcError as err:
-            raise self._classify(err, method) from err
-        except asyncio.CancelledError:
-            self._check_cancelled_from_outside(method)
-            raise
         finally:
             call.cancel()
 
@@ -135,23 +125,19 @@ class Connection:
         self._check_open(method)
         call = self._callable(method)(timeout=timeout_s)
         try:
-            # Writing on a call that has ended says only that; reading says why.
-            with suppress(asyncio.InvalidStateError):
-                await call.write(request)
-            response = await call.read()
-            if response is grpc.aio.EOF:
-                raise ProtocolError(
-                    f"{self.name} ended {method.name} without an answer", address=self.address, method=method.path
-                )
-            answer: Resp = response
-        except grpc.RpcError as err:
-            raise self._classify(err, method) from err
-        except asyncio.CancelledError:
-            self._check_cancelled_from_outside(method)
-            raise
+            with self._classified(method):
+                # Writing on a call that has ended says only that; reading says why.
+                with suppress(asyncio.InvalidStateError):
+                    await call.write(request)
+                answer = await call.read()
         finally:
             call.cancel()
-        return answer
+        if answer is grpc.aio.EOF:
+            raise ProtocolError(
+                f"{self.name} ended {method.name} without an answer", address=self.address, method=method.path
+            )
+        response: Resp = answer
+        return response
 
     async def close(self) -> None:
         """End every call and close the channel; a second time does nothing."""
@@ -178,8 +164,16 @@ class Connection:
             )
         return made
 
-    def _classify(self, err: grpc.RpcError, method: Method[Any, Any]) -> TikvBrError:
-        return errors.from_grpc(err, method=method.path, address=self.address, store_id=self.store_id)
+    @contextmanager
+    def _classified(self, method: Method[Any, Any]) -> Iterator[None]:
+        """Let what goes wrong with a call be one of this package's errors."""
+        try:
+            yield
+        except grpc.RpcError as err:
+            raise errors.from_grpc(err, method=method.path, address=self.address, store_id=self.store_id) from err
+        except asyncio.CancelledError:
+            self._check_cancelled_from_outside(method)
+            raise
 
     def _unavailable(self, message: str, method: Method[Any, Any]) -> TikvBrError:
         if self.store_id is None:
