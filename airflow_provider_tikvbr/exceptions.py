@@ -28,9 +28,11 @@
         │   ├── BackupExistsError       the place is taken by a backup
         │   └── StorageLockedError      another job writes there (owner)
         ├── BackupInvalidError          the backup itself is missing, damaged or of another kind
+        │   ├── BackupNotFoundError     there is none at that place (yet)
         │   └── BackupFileError         one of its files is (file)
         ├── KeyRangeError               the wanted range is not in the backup
         ├── ChecksumMismatchError       the two sides hold different data (expected, actual)
+        ├── UnverifiedError             the job is done, but its result could not be compared
         ├── RegionRefusedError          a store refuses a region's request for good (kind)
         ├── ProtocolError               a server answered what the protocol does not allow
         └── JobCancelledError           somebody asked the job to stop
@@ -268,6 +270,10 @@ class BackupInvalidError(TerminalError):
     """The backup itself is missing, damaged or of another kind."""
 
 
+class BackupNotFoundError(BackupInvalidError):
+    """There is no backup at the place, or none that is complete."""
+
+
 class BackupFileError(BackupInvalidError):
     """One of the backup's files is missing or damaged.
 
@@ -294,6 +300,10 @@ class ChecksumMismatchError(TerminalError):
         super().__init__(message, **fields)
         self.expected = expected
         self.actual = actual
+
+
+class UnverifiedError(TerminalError):
+    """The job is done, but what came out could not be compared; the job itself cannot be repeated."""
 
 
 class RegionRefusedError(TerminalError):

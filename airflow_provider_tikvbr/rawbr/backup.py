@@ -17,6 +17,8 @@ from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
     ProtocolError,
     TikvBrError,
+    TransientError,
+    UnverifiedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
@@ -61,6 +63,7 @@ async def backup(
     :raises BackupExistsError: the place holds a backup.
     :raises StorageLockedError: another job writes there.
     :raises BudgetExceededError: a part could not be backed up for too long; it says which.
+    :raises UnverifiedError: the backup is written, but the cluster could not be counted.
     :raises ChecksumMismatchError: the backup is written, but the cluster does not hold the same pairs (any more).
     """
     started = time.monotonic()
@@ -99,7 +102,16 @@ async def backup(
     if not coverage.checksum.total_kvs:
         listener(Note(level="warning", message="there is no data in the range: the backup is complete and empty"))
     if options.checksum:
-        await _verify(cluster, options, dst, coverage, listener)
+        try:
+            await _verify(cluster, options, dst, coverage, listener)
+        except TransientError as err:
+            if not storage.keeps:
+                raise
+            # Not transient for the caller: another try would be refused, because the backup exists.
+            raise UnverifiedError(
+                f"the backup in {storage.display_url} is complete, but could not be compared with the cluster: {err};"
+                " do not back up again, but compare the two later"
+            ) from err
     return BackupSummary(
         total_ranges=len(files),
         ranges_succeed=len(files),

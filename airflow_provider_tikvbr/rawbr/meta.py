@@ -18,6 +18,7 @@ from airflow_provider_tikvbr.exceptions import (
     BackupExistsError,
     BackupFileError,
     BackupInvalidError,
+    BackupNotFoundError,
     StorageError,
     StorageNotFoundError,
 )
@@ -103,13 +104,14 @@ def backup_exists(storage: Storage) -> BackupExistsError:
 async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.BackupMeta:
     """Read and check what a backup says of itself; a v2 index is resolved, so that ``files`` lists every file.
 
-    :raises BackupInvalidError: there is no backupmeta; or it is damaged, or encrypted otherwise than ``cipher`` says;
+    :raises BackupNotFoundError: there is no backupmeta.
+    :raises BackupInvalidError: it is damaged, or encrypted otherwise than ``cipher`` says;
         or it is not about raw data.
     """
     try:
         data = await storage.read(META_NAME)
     except StorageNotFoundError:
-        raise BackupInvalidError(
+        raise BackupNotFoundError(
             f"there is no backup in {storage.display_url}: it has no {META_NAME}; check the storage URL"
         ) from None
     meta = _decrypted(data, cipher)

@@ -14,12 +14,14 @@ from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
     BackupExistsError,
     BackupFileError,
+    BudgetExceededError,
     ChecksumMismatchError,
     InvalidOptionError,
     PDUnavailableError,
     StorageError,
     StorageLockedError,
     UnsupportedError,
+    UnverifiedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, methods
 from airflow_provider_tikvbr.rawbr.backup import backup
@@ -412,6 +414,20 @@ async def test_a_checksum_that_differs(tmp_path: Path) -> None:
         pairs = make_pairs()
         assert caught.value.expected == checksum_of(pairs)
         assert caught.value.actual == checksum_of([*pairs[:7], (key(7), b"!"), *pairs[8:]])
+    assert META_NAME in names(tmp_path / "place")
+    assert LOCK_NAME not in names(tmp_path / "place")
+
+
+async def test_a_backup_that_cannot_be_compared_is_not_made_again(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.failpoints.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        with pytest.raises(UnverifiedError, match=r"place is complete, but could not be compared .*; do not back up"):
+            await run(client, tmp_path / "place", checksum=True, budget="300ms")
+        assert undisturbed(embedded)
+        async with open_storage("noop://") as nowhere:
+            options = backup_options(checksum=True, budget="300ms")
+            with pytest.raises(BudgetExceededError):
+                await backup(client, nowhere, options)
     assert META_NAME in names(tmp_path / "place")
     assert LOCK_NAME not in names(tmp_path / "place")
 

@@ -14,6 +14,7 @@ from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
     BackupFileError,
     BackupInvalidError,
+    BackupNotFoundError,
     ChecksumMismatchError,
     KeyRangeError,
     TikvBrError,
@@ -296,7 +297,7 @@ def unchanged(copy: Path) -> None:
 KEY = {"crypter_method": "aes256-ctr", "crypter_key": AES256_KEY}
 WRONG_KEY = {"crypter_method": "aes256-ctr", "crypter_key": "ff" * 32}
 BAD: Sequence[tuple[str, Golden, Callable[[Path], None], dict[str, Any], type[TikvBrError], str]] = [
-    ("no meta", V1_FULL, without_meta, {}, BackupInvalidError, "there is no backup"),
+    ("no meta", V1_FULL, without_meta, {}, BackupNotFoundError, "there is no backup"),
     ("torn meta", V1_FULL, with_torn_meta, {}, BackupInvalidError, "damaged"),
     ("garbage", V1_FULL, with_garbage_meta, {}, BackupInvalidError, "damaged"),
     ("missing file", V1_FULL, without_a_file, {}, BackupFileError, "is missing"),
