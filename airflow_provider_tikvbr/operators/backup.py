@@ -30,7 +30,7 @@ class BackupRawOperator(EngineTask, BaseOperator):
     :param storage: storage URL, such as ``s3://bucket/prefix`` or ``local:///mnt/backup``; it must not hold a backup.
     :param tikv_conn_id: the connection of the cluster.
     :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
-        such as one of type ``aws``; empty for the worker's own credentials.
+        such as one of type ``aws``; it may also name endpoint and region. Empty for the worker's own credentials.
     :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
     :param start: first key of the range ``[start, end)``; empty for no bound.
     :param end: the key after the last of the range; empty for no bound.

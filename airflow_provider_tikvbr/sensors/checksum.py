@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
-from airflow_provider_tikvbr.exceptions import ChecksumMismatchError, InvalidOptionError
+from airflow_provider_tikvbr.exceptions import BackupNotFoundError, ChecksumMismatchError, InvalidOptionError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.rawbr.checksum import verify_backup
 from airflow_provider_tikvbr.rawbr.options import checksum_options
+from airflow_provider_tikvbr.rawbr.parsing import parse_text
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -31,13 +32,15 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
     :param storage: storage URL of the backup.
     :param tikv_conn_id: the connection of the cluster.
     :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
-        such as one of type ``aws``; empty for the worker's own credentials.
+        such as one of type ``aws``; it may also name endpoint and region. Empty for the worker's own credentials.
     :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
     :param start: first key of the range ``[start, end)``; without start and end, the backup's whole range.
     :param end: the key after the last of the range; empty for no bound.
     :param format: how start and end are written: ``hex``, ``raw`` or ``escaped``.
     :param on_mismatch: what it means that the two differ: ``wait`` pokes again until ``timeout``, ``fail`` fails the
         task at once, without a retry and with the numbers of both sides.
+    :param on_missing: what it means that there is no backup: ``fail`` fails the task at once, ``wait`` pokes again until
+        one is complete, for a backup that somebody else makes.
     :param crypter_method: how the backup is encrypted: ``plaintext``, ``aes128-ctr``, ``aes192-ctr`` or ``aes256-ctr``.
     :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
         ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
@@ -55,6 +58,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         "end",
         "format",
         "on_mismatch",
+        "on_missing",
         "crypter_method",
         "crypter_key_file",
         "checksum_concurrency",
@@ -73,6 +77,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         end: str = "",
         format: str = "hex",  # noqa: A002 - the option's own name
         on_mismatch: str = WAIT,
+        on_missing: str = FAIL,
         crypter_method: str = "plaintext",
         crypter_key: str = "",
         crypter_key_file: str = "",
@@ -89,6 +94,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         self.end = end
         self.format = format
         self.on_mismatch = on_mismatch
+        self.on_missing = on_missing
         self.crypter_method = crypter_method
         self.crypter_key = crypter_key
         self.crypter_key_file = crypter_key_file
@@ -101,11 +107,8 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         :return: done with the summary's numbers by name, or not done.
         """
         with no_retry_if_terminal():
-            on_mismatch = str(self.on_mismatch).strip().lower()
-            if on_mismatch not in {WAIT, FAIL}:
-                raise InvalidOptionError(
-                    f"on_mismatch is {self.on_mismatch!r}: give {WAIT} or {FAIL}", parameter="on_mismatch"
-                )
+            on_mismatch = _choice(self.on_mismatch, parameter="on_mismatch", default=WAIT)
+            on_missing = _choice(self.on_missing, parameter="on_missing", default=FAIL)
             options = checksum_options(
                 start=key_text(self.start, parameter="start"),
                 end=key_text(self.end, parameter="end"),
@@ -116,9 +119,15 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
                 checksum_concurrency=self.checksum_concurrency,
                 budget=self.budget,
             )
-            summary = self.run_engine(
-                context, lambda cluster, storage, listener: verify_backup(cluster, storage, options, listener)
-            )
+            try:
+                summary = self.run_engine(
+                    context, lambda cluster, storage, listener: verify_backup(cluster, storage, options, listener)
+                )
+            except BackupNotFoundError as err:
+                if on_missing == FAIL:
+                    raise
+                self.log.info("%s", err)
+                return PokeReturnValue(is_done=False)
             if not summary.matches and on_mismatch == FAIL:
                 raise ChecksumMismatchError(
                     f"the cluster does not hold what the backup at {summary.storage} holds:"
@@ -130,4 +139,21 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
             self.log.warning("%s", summary.line())
             return PokeReturnValue(is_done=False)
         self.log.info("%s", summary.line())
+        self.tell_outlets(
+            context,
+            {
+                "storage": summary.storage,
+                "pairs": summary.actual.total_kvs,
+                "bytes": summary.actual.total_bytes,
+                "checksum": summary.actual.as_dict(),
+                "cluster_id": summary.cluster_id,
+            },
+        )
         return PokeReturnValue(is_done=True, xcom_value=summary.as_dict())
+
+
+def _choice(value: object, *, parameter: str, default: str) -> str:
+    word = parse_text(value, parameter=parameter).strip().lower() or default
+    if word not in {WAIT, FAIL}:
+        raise InvalidOptionError(f"{parameter} is {value!r}: give {WAIT} or {FAIL}", parameter=parameter)
+    return word

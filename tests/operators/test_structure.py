@@ -30,7 +30,7 @@ CLASSES = pytest.mark.parametrize(
     [
         pytest.param(BackupRawOperator, backup_options, set(), id="backup"),
         pytest.param(RestoreRawOperator, restore_options, set(), id="restore"),
-        pytest.param(ChecksumSensor, checksum_options, {"on_mismatch"}, id="checksum"),
+        pytest.param(ChecksumSensor, checksum_options, {"on_mismatch", "on_missing"}, id="checksum"),
     ],
 )
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowRescheduleException
+from airflow.sdk.execution_time.context import OutletEventAccessors
 from structlog.testing import capture_logs
 
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
@@ -84,6 +86,20 @@ def test_equal_sides_end_the_wait(cluster: ThreadedCluster, backup: str, mode: s
     assert any(entry["event"].startswith('["Raw checksum success summary"]') for entry in logs)
 
 
+def test_asset_events_tell_the_result(backup: str) -> None:
+    asset = Asset("verified")
+    events = OutletEventAccessors()
+    context: Any = {"outlet_events": events}
+    result = sensor(backup, outlets=[asset]).execute(context)
+    assert events[asset].extra == {
+        "storage": result["storage"],
+        "pairs": 300,
+        "bytes": result["actual"]["total_bytes"],
+        "checksum": result["actual"],
+        "cluster_id": result["cluster_id"],
+    }
+
+
 def test_a_range_is_compared_alone(backup: str, one_more: None) -> None:
     result = sensor(backup, start="key/1", end="key/2", format="raw", on_mismatch="fail").execute({})
     assert result["actual"]["total_kvs"] == 100
@@ -139,10 +155,31 @@ def test_a_converted_backup_is_compared_with_its_source(tmp_path: Path) -> None:
     assert sensor(url, on_mismatch="fail").execute({})["actual"]["total_kvs"] == 300
 
 
+def test_a_missing_backup_may_be_waited_for(backup: str, tmp_path: Path) -> None:
+    path, aside = tmp_path / "backup" / "backupmeta", tmp_path / "aside"
+    path.rename(aside)
+    context: Any = {"ti": TaskInstance()}
+    with capture_logs() as logs, pytest.raises(AirflowRescheduleException):
+        sensor(backup, on_missing="wait", mode="reschedule", on_mismatch="fail").execute(context)
+    assert any(entry["event"].startswith("there is no backup in") for entry in logs)
+    path.write_bytes(b"torn")
+    with pytest.raises(AirflowFailException, match="damaged"):
+        sensor(backup, on_missing="wait").execute({})
+    path.unlink()
+    aside.rename(path)
+    assert sensor(backup, on_missing="wait").execute({})["matches"] is True
+
+
+def test_what_is_not_said_means_the_default(backup: str, one_more: None) -> None:
+    assert not sensor(backup, on_mismatch=None, on_missing="").poke({})
+
+
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
         ({"on_mismatch": "shrug"}, InvalidOptionError),
+        ({"on_mismatch": 1}, InvalidOptionError),
+        ({"on_missing": "shrug"}, InvalidOptionError),
         ({"format": "octal"}, InvalidOptionError),
         ({"storage": "/no/such/backup"}, BackupInvalidError),
     ],
