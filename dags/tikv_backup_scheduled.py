@@ -23,7 +23,7 @@ from airflow_provider_tikvbr.macros import below
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
 
-STORAGE = "{{ below(params.storage or var.value.tikv_backup_storage, dag_run.run_after | ts_nodash) }}"
+STORAGE = "{{ below(params.storage or var.value.get('tikv_backup_storage', ''), dag_run.run_after | ts_nodash) }}"
 
 
 def skip_unless_wanted(context: Any) -> None:

@@ -17,7 +17,10 @@ from airflow_provider_tikvbr.macros import below
             "s3://bucket/p/a?endpoint=http://h:9000&region=x",
         ),
         ("/mnt/what?", ("a",), "/mnt/what?/a"),
+        ("", ("a",), ""),
+        (" ", ("a",), ""),
+        (None, ("a",), ""),
     ],
 )
-def test_below(storage: str, names: tuple[str, ...], expected: str) -> None:
+def test_below(storage: str | None, names: tuple[str, ...], expected: str) -> None:
     assert below(storage, *names) == expected

@@ -162,6 +162,17 @@ def test_a_mistake_fails_the_task_at_its_first_try(dags: dict[str, DAG], tmp_pat
     assert run.tries("restore") == 1
 
 
+@pytest.mark.usefixtures("database", "connections")
+def test_a_schedule_without_a_storage_fails_at_its_first_try(
+    dags: dict[str, DAG], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AIRFLOW_VAR_TIKV_BACKUP_STORAGE", raising=False)
+    run = Run(dags["tikv_backup_scheduled"], storage=None)
+    assert run.states["backup"] == "failed"
+    assert run.tries("backup") == 1
+    assert "the storage URL is empty" in "".join(capfd.readouterr())
+
+
 SECRETS_DAG = """
 from airflow.sdk import DAG
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
