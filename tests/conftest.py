@@ -1,4 +1,4 @@
-"""Airflow reads its settings when it is first imported, so they are made here, before any test module."""
+"""Settings of Airflow, which reads them when it is first imported, and fixtures that many tests share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from tests.support.certs import Authority, KeyPair
+
 _home = tempfile.mkdtemp(prefix="tikvbr-airflow-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ["AIRFLOW_HOME"] = _home
@@ -16,3 +20,21 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(__file__).resolve().parents[1] / "dags")
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW_CONN_", "AIRFLOW_VAR_"))]:
     del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """The authority that the test's servers and clients trust."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def server_pair(authority: Authority) -> KeyPair:
+    """A server's certificate for the addresses that tests listen on."""
+    return authority.issue("127.0.0.1", "localhost")
+
+
+@pytest.fixture(scope="session")
+def client_pair(authority: Authority) -> KeyPair:
+    """A client's certificate."""
+    return authority.issue("client")

@@ -5,18 +5,11 @@ import asyncio
 import pytest
 
 from airflow_provider_tikvbr.embedded.limits import ImportMode, RateLimiter
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def test_import_mode_ends_by_itself() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     mode = ImportMode(clock=clock)
     seen = [mode.is_on]
     mode.switch(True)
@@ -27,7 +20,7 @@ def test_import_mode_ends_by_itself() -> None:
 
 
 def test_import_mode_can_be_prolonged_and_left() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     mode = ImportMode(clock=clock)
     mode.switch(True)
     clock.now += 599
@@ -54,7 +47,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 async def test_bytes_are_spaced_out(waits: list[float]) -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     limiter = RateLimiter(1000, clock=clock)
     await limiter.spend(500)
     await limiter.spend(1500)  # at the same moment: it queues behind the first

@@ -20,21 +20,6 @@ from tests.support.certs import Authority, KeyPair
 PING = b"GET /pd/api/v1/ping HTTP/1.1\r\nHost: pd\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture(scope="module")
-def server(authority: Authority) -> KeyPair:
-    return authority.issue("127.0.0.1", "localhost")
-
-
-@pytest.fixture(scope="module")
-def client(authority: Authority) -> KeyPair:
-    return authority.issue("client")
-
-
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[EmbeddedCluster]:
     async with EmbeddedCluster(data_dir=tmp_path, stores=1) as cluster:
@@ -138,20 +123,20 @@ async def test_stopping_ends_connections_of_every_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutual", [False, True])
 async def test_tls_on_every_port(
-    tmp_path: Path, authority: Authority, server: KeyPair, client: KeyPair, mutual: bool
+    tmp_path: Path, authority: Authority, server_pair: KeyPair, client_pair: KeyPair, mutual: bool
 ) -> None:
-    tls = ServerTls(cert=server.cert, key=server.key, ca=authority.ca if mutual else None)
-    context = client_context(authority, client, tmp_path, [])
+    tls = ServerTls(cert=server_pair.cert, key=server_pair.key, ca=authority.ca if mutual else None)
+    context = client_context(authority, client_pair, tmp_path, [])
     async with (
         EmbeddedCluster(data_dir=tmp_path / "data", stores=1, tls=tls) as cluster,
         httpx.AsyncClient(verify=context) as http,
     ):
         store = cluster.topology.stores[1]
-        async with PdCaller(cluster, credentials=credentials(authority, client if mutual else None)) as pd:
+        async with PdCaller(cluster, credentials=credentials(authority, client_pair if mutual else None)) as pd:
             members = await pd.call(methods.PD_GET_MEMBERS, pdpb_pb2.GetMembersRequest())
         assert members.leader.client_urls == [f"https://{cluster.pd_address}"]
         async with PdCaller(
-            cluster, address=store.address, credentials=credentials(authority, client if mutual else None)
+            cluster, address=store.address, credentials=credentials(authority, client_pair if mutual else None)
         ) as tikv:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await tikv.channel.unary_unary("/tikvpb.Tikv/NoSuchMethod")(b"", timeout=10)
@@ -165,12 +150,17 @@ async def test_tls_on_every_port(
     [(["h2", "http/1.1"], "http/1.1"), (["h2"], "h2"), (["http/1.1"], "http/1.1"), ([], None)],
 )
 async def test_tls_clients_that_offer_both_get_http_1(
-    tmp_path: Path, authority: Authority, server: KeyPair, client: KeyPair, offered: list[str], agreed: str | None
+    tmp_path: Path,
+    authority: Authority,
+    server_pair: KeyPair,
+    client_pair: KeyPair,
+    offered: list[str],
+    agreed: str | None,
 ) -> None:
-    tls = ServerTls(cert=server.cert, key=server.key)
+    tls = ServerTls(cert=server_pair.cert, key=server_pair.key)
     async with EmbeddedCluster(data_dir=tmp_path / "data", stores=1, tls=tls) as cluster:
         host, _, port = cluster.pd_address.partition(":")
-        context = client_context(authority, client, tmp_path, offered)
+        context = client_context(authority, client_pair, tmp_path, offered)
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=host)
         assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == agreed
         if agreed == "h2":
@@ -182,8 +172,8 @@ async def test_tls_clients_that_offer_both_get_http_1(
         writer.transport.abort()
 
 
-async def test_mutual_tls_turns_strangers_away(tmp_path: Path, authority: Authority, server: KeyPair) -> None:
-    tls = ServerTls(cert=server.cert, key=server.key, ca=authority.ca)
+async def test_mutual_tls_turns_strangers_away(tmp_path: Path, authority: Authority, server_pair: KeyPair) -> None:
+    tls = ServerTls(cert=server_pair.cert, key=server_pair.key, ca=authority.ca)
     stranger = Authority("another authority").issue("client")
     async with EmbeddedCluster(data_dir=tmp_path / "data", stores=1, tls=tls) as cluster:
         for pair in (None, stranger):
@@ -193,6 +183,6 @@ async def test_mutual_tls_turns_strangers_away(tmp_path: Path, authority: Author
                 assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_key_does_not_show(authority: Authority, server: KeyPair) -> None:
-    tls = ServerTls(cert=server.cert, key=server.key, ca=authority.ca)
+def test_the_key_does_not_show(authority: Authority, server_pair: KeyPair) -> None:
+    tls = ServerTls(cert=server_pair.cert, key=server_pair.key, ca=authority.ca)
     assert "PRIVATE" not in repr(tls)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,21 +9,7 @@ from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.proto import pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import RegionKey
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[ClusterState]:
-    state = ClusterState(directory=tmp_path)
-    yield state
-    state.close()
+from tests.support.clock import Clock
 
 
 def crowded(state: ClusterState, *, replicas: int) -> Topology:

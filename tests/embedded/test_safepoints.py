@@ -1,27 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from airflow_provider_tikvbr.embedded.safepoints import FOREVER, GC_WORKER, SafePoints, ServiceSafePoint
 from airflow_provider_tikvbr.embedded.state import ClusterState
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[ClusterState]:
-    state = ClusterState(directory=tmp_path)
-    yield state
-    state.close()
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -1,19 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.tso import MAX_LOGICAL, TimestampOracle
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[ClusterState]:
-    state = ClusterState(directory=tmp_path)
-    yield state
-    state.close()
 
 
 def test_the_largest_of_a_batch_is_told(state: ClusterState) -> None:

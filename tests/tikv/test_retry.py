@@ -12,14 +12,7 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def make(clock: Clock, *, jitter: float = 1.0, budget_s: float = 60.0, least_tries: int = 1) -> Backoff:
@@ -29,36 +22,36 @@ def make(clock: Clock, *, jitter: float = 1.0, budget_s: float = 60.0, least_tri
 
 
 def test_pauses_double_up_to_the_cap() -> None:
-    backoff = make(Clock())
+    backoff = make(Clock(100.0))
     assert [backoff.pause_s(TransientError("x")) for _ in range(5)] == [1, 2, 4, 5, 5]
     assert backoff.tries == 5
 
 
 def test_many_tries_do_not_overflow() -> None:
-    backoff = make(Clock())
+    backoff = make(Clock(100.0))
     assert [backoff.pause_s(TransientError("x")) for _ in range(3000)][-1] == 5
 
 
 def test_jitter_is_full() -> None:
     error = TransientError("x")
-    assert make(Clock(), jitter=0.0).pause_s(error) == 0
-    assert make(Clock(), jitter=0.25).pause_s(error) == 0.25
+    assert make(Clock(100.0), jitter=0.0).pause_s(error) == 0
+    assert make(Clock(100.0), jitter=0.25).pause_s(error) == 0.25
 
 
 def test_a_busy_store_is_given_what_it_asks_for() -> None:
-    backoff = make(Clock(), jitter=0.0)
+    backoff = make(Clock(100.0), jitter=0.0)
     assert backoff.pause_s(ServerIsBusyError("x", kind="server_is_busy", backoff_s=7.0)) == 7
 
 
 def test_no_pause_goes_beyond_the_budget() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     backoff = make(clock, budget_s=10)
     clock.now += 8
     assert backoff.pause_s(ServerIsBusyError("x", kind="server_is_busy", backoff_s=7.0)) == 2
 
 
 def test_tries_that_take_longer_than_the_budget() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     backoff = make(clock, budget_s=10, least_tries=3)
     for pause in (1, 2):
         clock.now += 11
@@ -68,7 +61,7 @@ def test_tries_that_take_longer_than_the_budget() -> None:
 
 
 def test_a_spent_budget_names_the_last_error_and_carries_its_fields() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     backoff = make(clock, budget_s=10)
     clock.now += 10
     cause = StoreUnavailableError("store 4 is not available", store_id=4, address="a:1", code="UNAVAILABLE")
@@ -79,7 +72,7 @@ def test_a_spent_budget_names_the_last_error_and_carries_its_fields() -> None:
 
 
 def test_progress_starts_anew() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     backoff = make(clock, budget_s=10)
     backoff.pause_s(TransientError("x"))
     clock.now += 11
