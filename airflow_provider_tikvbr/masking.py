@@ -29,7 +29,7 @@ def secrets_of_url(url: str) -> Iterator[str]:
     path, _, query = url.partition("?")
     # Not by urlsplit, to which a slash ends the user part: secret keys of S3 have slashes.
     user, _, password = path.partition("://")[2].rpartition("@")[0].partition(":")
-    written = [] if "/" in user else [password]
+    written = [user, password] if password and "/" not in user else []
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
         if any(word in unquote(name).lower().replace("_", "-") for word in _SECRET_WORDS):
