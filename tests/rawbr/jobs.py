@@ -18,7 +18,7 @@ from airflow_provider_tikvbr.rawbr.events import Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.summary import Checksum
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
-from airflow_provider_tikvbr.tikv.options import ClusterOptions
+from tests.support.target import target
 from tests.support.waiting import until
 
 Pair = tuple[UserKey, bytes]
@@ -55,10 +55,9 @@ async def cluster(
 ) -> AsyncIterator[tuple[EmbeddedCluster, Cluster]]:
     """An embedded cluster of eight regions on three stores, and a client that is connected to it."""
     settings.setdefault("split_keys", [key(i) for i in range(50, COUNT, 50)])
-    async with EmbeddedCluster(data_dir=tmp_path / "cluster", api_version=api_version, **settings) as embedded:
+    async with target(tmp_path, api_version, **{"stores": 3, **settings}) as (embedded, client):
         await embedded.put(make_pairs() if pairs is None else pairs)
-        async with await Cluster.connect(ClusterOptions(pd=(embedded.pd_address,))) as client:
-            yield embedded, client
+        yield embedded, client
 
 
 @dataclass

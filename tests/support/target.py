@@ -1,4 +1,4 @@
-"""An embedded cluster to restore into, and what must be true of it afterwards."""
+"""An embedded cluster with a client that is connected to it, and what must be true of it after a restore."""
 
 from __future__ import annotations
 
