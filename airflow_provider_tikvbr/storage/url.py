@@ -111,6 +111,9 @@ def parse_url(url: str) -> Location:
     text = url.strip()
     if not text:
         raise _refused("the storage URL is empty: give a directory or s3://bucket/prefix")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        # Surrogates stand for bytes of a command line that are not in the locale's encoding; stores are told UTF-8.
+        raise _refused(f"the storage URL {redact(text)!r} is not UTF-8: write it so, in a UTF-8 locale")
     try:
         parts = urlsplit(text.replace("+", "%2B"))
     except ValueError:
