@@ -6,6 +6,7 @@ without a gap, and then writes backupmeta, which makes the heap of files a backu
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -33,12 +34,13 @@ from airflow_provider_tikvbr.rawbr.gates import (
 )
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
-from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, write_meta
+from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, withdraw_meta, write_meta
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request
 from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
@@ -72,30 +74,37 @@ async def backup(
     check_can_open(cluster, storage.backend())
     async with BackupLock.acquire(storage, owner=options.owner) as lock:
         safepoint = _safepoint(cluster, options, listener)
-        async with hold(*_leases(cluster, options, safepoint, listener)):
-            keys = cluster.codec.api_range(options.keys)
-            regions = await count_regions(cluster, keys, listener)
-            coverage = Coverage(
-                backup_request(cluster, options, dst),
-                codec=cluster.codec,
-                storage=storage,
-                step=STEP,
-                total=regions,
-                listener=listener,
-            )
-            await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
-            files = await _finished_files(storage, coverage, options)
-            if safepoint is not None:
-                safepoint.check()
-            await lock.confirm()
-            meta = build_meta(
-                cluster_id=cluster.cluster_id,
-                cluster_version=cluster.cluster_version_text,
-                api_version=dst,
-                keys=dst_codec(cluster, dst).api_range(options.keys),
-                files=files,
-            )
-            await write_meta(storage, meta, options.cipher)
+        meta: brpb_pb2.BackupMeta | None = None
+        try:
+            async with hold(*_leases(cluster, options, safepoint, listener)):
+                keys = cluster.codec.api_range(options.keys)
+                regions = await count_regions(cluster, keys, listener)
+                coverage = Coverage(
+                    backup_request(cluster, options, dst),
+                    codec=cluster.codec,
+                    storage=storage,
+                    step=STEP,
+                    total=regions,
+                    listener=listener,
+                )
+                await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
+                files = await _finished_files(storage, coverage, options)
+                if safepoint is not None:
+                    safepoint.check()
+                await lock.confirm()
+                meta = build_meta(
+                    cluster_id=cluster.cluster_id,
+                    cluster_version=cluster.cluster_version_text,
+                    api_version=dst,
+                    keys=dst_codec(cluster, dst).api_range(options.keys),
+                    files=files,
+                )
+                await write_meta(storage, meta, options.cipher)
+        except asyncio.CancelledError:
+            # Whoever stops a backup can start it again in the same place.
+            if meta is not None:
+                await settle(withdraw_meta(storage, meta, options.cipher))
+            raise
     if lock.left_behind is not None:
         listener(Note(level="warning", message=lock.left_behind))
     await _remove_replaced(storage, coverage, files, listener)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
@@ -21,8 +22,11 @@ from airflow_provider_tikvbr.exceptions import (
     BackupNotFoundError,
     StorageError,
     StorageNotFoundError,
+    TikvBrError,
+    TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
@@ -88,9 +92,24 @@ async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher
     if not cipher.is_plain:
         iv = new_iv()
         data = iv + cipher.encrypt(data, iv)
+    try:
+        # Not left half-way when cancelled: it could appear after somebody looked for it.
+        created = await settle(storage.create(META_NAME, data))
+    except TransientError:
+        # The answer may be lost, not the file.
+        if not await storage.exists(META_NAME):
+            raise
+        created = False
     # A refusal may be the echo of a first try whose answer was lost: then it is our own file that is in the way.
-    if not await storage.create(META_NAME, data) and await storage.read(META_NAME) != data:
+    if not created and await storage.read(META_NAME) != data:
         raise backup_exists(storage)
+
+
+async def withdraw_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
+    """Undo :func:`write_meta`, as far as the storage lets us; another backup stays."""
+    with suppress(TikvBrError):
+        if _decrypted(await storage.read(META_NAME), cipher) == meta:
+            await storage.delete(META_NAME)
 
 
 def backup_exists(storage: Storage) -> BackupExistsError:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
@@ -32,6 +33,7 @@ from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
@@ -398,6 +400,38 @@ async def test_a_file_that_a_given_up_request_may_overwrite_is_read(asked_again:
             # Nobody else can have written it, so its whole content is not read for nothing.
             await job
         assert undisturbed(embedded)
+
+
+class Stopping(LocalStorage):
+    """A directory where a stop comes while a file is being written, and goes on all the same."""
+
+    def __init__(self, place: Path, name: str) -> None:
+        super().__init__(path=place)
+        self.name = name
+        self.job: asyncio.Task[Any] | None = None
+        self.writing: asyncio.Task[bool] | None = None
+
+    async def create(self, name: str, data: bytes) -> bool:
+        writing = asyncio.ensure_future(super().create(name, data))
+        if name == self.name and self.job is not None:
+            self.writing = writing
+            self.job.cancel()
+        return await asyncio.shield(writing)
+
+
+@pytest.mark.parametrize("name", [META_NAME, LOCK_NAME])
+async def test_a_backup_that_is_stopped_can_be_started_again(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "backup"
+    async with cluster(tmp_path) as (embedded, client):
+        storage = Stopping(place, name)
+        storage.job = asyncio.ensure_future(backup(client, storage, backup_options()))
+        with pytest.raises(asyncio.CancelledError):
+            await storage.job
+        assert storage.writing is not None
+        assert await storage.writing
+        assert not names(place) & {META_NAME, LOCK_NAME}
+        assert undisturbed(embedded)
+        assert (await run(client, place)).checksum == checksum_of(make_pairs())
 
 
 async def test_a_checksum_that_differs(tmp_path: Path) -> None:

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_tikvbr.exceptions import BackupExistsError, BackupFileError, BackupInvalidError
+from airflow_provider_tikvbr.exceptions import (
+    BackupExistsError,
+    BackupFileError,
+    BackupInvalidError,
+    StorageUnavailableError,
+)
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
@@ -15,11 +20,13 @@ from airflow_provider_tikvbr.rawbr.meta import (
     check_files,
     read_file,
     read_meta,
+    withdraw_meta,
     write_meta,
 )
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from tests.support import golden
 
@@ -114,6 +121,45 @@ async def test_a_backup_is_never_written_over(storage: Storage) -> None:
 async def test_a_lost_answer_is_no_other_backup(storage: Storage) -> None:
     await write_meta(storage, small_meta())
     await write_meta(storage, small_meta())
+
+
+class Faltering(LocalStorage):
+    """A directory that fails after it has made a file, or before."""
+
+    before = False
+
+    async def create(self, name: str, data: bytes) -> bool:
+        if not self.before:
+            await super().create(name, data)
+        raise StorageUnavailableError("the answer is lost")
+
+
+async def test_a_file_whose_answer_is_lost_counts(tmp_path: Path) -> None:
+    storage = Faltering(path=tmp_path)
+    await write_meta(storage, small_meta(), AES)
+    assert await read_meta(storage, AES) == small_meta()
+    # An earlier backup is no answer that was lost.
+    with pytest.raises(BackupExistsError):
+        await write_meta(storage, small_meta(), AES)
+
+
+async def test_a_file_that_was_not_made_does_not_count(tmp_path: Path) -> None:
+    storage = Faltering(path=tmp_path)
+    storage.before = True
+    with pytest.raises(StorageUnavailableError, match="the answer is lost"):
+        await write_meta(storage, small_meta())
+
+
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AES], ids=["plain", "aes"])
+async def test_only_the_own_backup_is_withdrawn(storage: Storage, cipher: Cipher) -> None:
+    other = small_meta()
+    other.cluster_id = 8
+    await withdraw_meta(storage, other, cipher)
+    await write_meta(storage, small_meta(), cipher)
+    await withdraw_meta(storage, other, cipher)
+    assert await read_meta(storage, cipher) == small_meta()
+    await withdraw_meta(storage, small_meta(), cipher)
+    assert not await storage.exists(META_NAME)
 
 
 async def test_encrypted_metas_begin_with_a_fresh_iv(tmp_path: Path) -> None:
