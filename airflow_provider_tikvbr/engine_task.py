@@ -19,18 +19,19 @@ from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
 from airflow_provider_tikvbr.rawbr.parsing import parse_flag, parse_text
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
-from airflow_provider_tikvbr.tikv.cluster import Cluster
+
+S = TypeVar("S")
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
+    from airflow_provider_tikvbr.tikv.cluster import Cluster
+
     Base = BaseOperator
+    Work = Callable[[Cluster, Storage, Listener], Awaitable[S]]
 else:
     Base = object
-
-S = TypeVar("S")
-Work = Callable[[Cluster, Storage, Listener], Awaitable[S]]
 
 CONFIG_SECTION = "tikvbr"
 DEFAULT_PROGRESS_INTERVAL_S = 10.0
@@ -91,6 +92,9 @@ class EngineTask(Base):
 
         :raises TikvBrError: as the work does.
         """
+        # Airflow parses DAGs all the time, and no DAG needs gRPC before a task runs.
+        from airflow_provider_tikvbr.tikv.cluster import Cluster
+
         options = self.hook.cluster_options()
         url = parse_text(self.storage, parameter="storage")
         credentials = None

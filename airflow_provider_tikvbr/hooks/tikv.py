@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -18,13 +18,13 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.masking import mask
 from airflow_provider_tikvbr.rawbr.options import parse_api_version
 from airflow_provider_tikvbr.rawbr.parsing import parse_duration, parse_flag, parse_whole
-from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID
-from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_pd
+from airflow_provider_tikvbr.tikv.options import DEFAULT_PD_PORT, ClusterOptions, GrpcOptions, TlsOptions, parse_pd
+
+if TYPE_CHECKING:
+    from airflow_provider_tikvbr.tikv.cluster import ClusterDescription
 
 V = TypeVar("V")
-
-DEFAULT_PD_PORT = 2379
 
 # Where the API server does not have this package, its form offers no connection of type tikv.
 CONN_TYPES = ("tikv", "generic", "")
@@ -125,6 +125,8 @@ class TiKVHook(BaseHook):
 
         :raises TikvBrError: the cluster cannot be reached, or is not as the connection expects it.
         """
+        from airflow_provider_tikvbr.tikv.cluster import Cluster
+
         options = self.cluster_options()
 
         async def look(_: object) -> ClusterDescription:

@@ -10,7 +10,6 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_tikvbr.engine_task import EngineTask, job_owner, key_text, no_retry_if_terminal
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.options import backup_options
 
 if TYPE_CHECKING:
@@ -135,6 +134,8 @@ class BackupRawOperator(EngineTask, BaseOperator):
 
         :return: the summary's numbers by name.
         """
+        from airflow_provider_tikvbr.rawbr.backup import backup
+
         with no_retry_if_terminal():
             options = backup_options(
                 start=key_text(self.start, parameter="start"),

@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.rawbr.options import restore_options
-from airflow_provider_tikvbr.rawbr.restore import restore
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -129,6 +128,8 @@ class RestoreRawOperator(EngineTask, BaseOperator):
 
         :return: the summary's numbers by name.
         """
+        from airflow_provider_tikvbr.rawbr.restore import restore
+
         with no_retry_if_terminal():
             options = restore_options(
                 start=key_text(self.start, parameter="start"),

@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnVa
 from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
 from airflow_provider_tikvbr.exceptions import BackupNotFoundError, ChecksumMismatchError, InvalidOptionError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.rawbr.checksum import verify_backup
 from airflow_provider_tikvbr.rawbr.options import checksum_options
 from airflow_provider_tikvbr.rawbr.parsing import parse_text
 
@@ -106,6 +105,8 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
 
         :return: done with the summary's numbers by name, or not done.
         """
+        from airflow_provider_tikvbr.rawbr.checksum import verify_backup
+
         with no_retry_if_terminal():
             on_mismatch = _choice(self.on_mismatch, parameter="on_mismatch", default=WAIT)
             on_missing = _choice(self.on_missing, parameter="on_missing", default=FAIL)
