@@ -46,4 +46,4 @@ bench: $(STAMP) ## time backup, checksum and restore of a million pairs
 	@$(BIN)/python bench/pipeline.py
 
 clean: ## remove the environment and what runs left behind
-	rm -rf $(VENV) .venv-proto .demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

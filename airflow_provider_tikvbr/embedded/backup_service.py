@@ -20,9 +20,10 @@ from fastcrc import crc64
 
 from airflow_provider_tikvbr.embedded.checks import api_name, is_raw_range
 from airflow_provider_tikvbr.embedded.checksum import Digest
-from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DATA_PREFIX, DataKey, StoreEngine
+from airflow_provider_tikvbr.embedded.conversion import Conversion
+from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DataKey, StoreEngine
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
-from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
+from airflow_provider_tikvbr.embedded.raw import RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.releases import knows_ciphers, replaces_local_files
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
@@ -34,16 +35,11 @@ from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher, CipherMethod, new_iv
 from airflow_provider_tikvbr.tikv.keys import (
-    CONVERTED_TS,
     ApiKey,
     ApiVersion,
-    KeyCodec,
     KeyRange,
     RegionKey,
-    encode_desc_ts,
-    encode_memcomparable,
 )
-from airflow_provider_tikvbr.tikv.values import encode_value
 
 WORKERS = 2
 _CHECK_EVERY = 0x3FF
@@ -302,38 +298,6 @@ class _BadCipherError(Exception):
 
 class _FileExistsError(Exception):
     """The store does not write over files."""
-
-
-class Conversion:
-    """Turns pairs of the cluster's API version into those of the backup's.
-
-    :param source: the cluster's.
-    :param target: the backup's; the same, or V2.
-    """
-
-    def __init__(self, source: ApiVersion, target: ApiVersion) -> None:
-        self._changes = source is not target
-        self._codec = KeyCodec(target)
-        self._ts = encode_desc_ts(CONVERTED_TS)
-
-    def api_range(self, keys: KeyRange[ApiKey]) -> KeyRange[ApiKey]:
-        """A range of the cluster in the backup's form."""
-        if not self._changes:
-            return keys
-        end = self._codec.prefix + keys.end if keys.end else self._codec.prefix_end
-        return KeyRange(ApiKey(self._codec.prefix + keys.start), ApiKey(end))
-
-    def rows(self, pairs: Iterator[LivePair]) -> Iterator[tuple[DataKey, bytes, bytes]]:
-        """RocksDB key and stored value as they go into the file, and the bytes that the checksum is made of."""
-        if not self._changes:
-            for pair in pairs:
-                yield pair.data_key, pair.stored, pair.key + pair.value
-            return
-        prefix, ts = self._codec.prefix, self._ts
-        for key, value, expire, _, _ in pairs:
-            api_key = prefix + key
-            data_key = DataKey(DATA_PREFIX + encode_memcomparable(api_key) + ts)
-            yield data_key, encode_value(ApiVersion.V2, value, expire_at=expire), api_key + value
 
 
 def _failed(message: str) -> brpb_pb2.BackupResponse:

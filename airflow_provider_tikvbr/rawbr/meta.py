@@ -174,14 +174,20 @@ async def read_file(storage: Storage, file: brpb_pb2.File, cipher: Cipher = PLAI
 
     :raises BackupFileError: it is missing, or not the file that was written.
     """
-    try:
-        stored = await storage.read(file.name)
-    except StorageNotFoundError:
-        raise BackupFileError(
-            f"the backup in {storage.display_url} is damaged: {file.name} is missing", file=file.name
-        ) from None
+    stored = await _read_member(storage, file.name)
     # Off the loop: hashing and decrypting a large file takes tenths of a second.
     return await asyncio.to_thread(_checked, storage, file, cipher, stored)
+
+
+async def _read_member(storage: Storage, name: str) -> bytes:
+    """Read a file that belongs to the backup.
+
+    :raises BackupFileError: it is missing.
+    """
+    try:
+        return await storage.read(name)
+    except StorageNotFoundError:
+        raise BackupFileError(f"the backup in {storage.display_url} is damaged: {name} is missing", file=name) from None
 
 
 def _checked(storage: Storage, file: brpb_pb2.File, cipher: Cipher, stored: bytes) -> bytes:
@@ -222,14 +228,8 @@ async def _resolve(storage: Storage, cipher: Cipher, index: brpb_pb2.MetaFile, d
         raise BackupInvalidError(f"the backup in {storage.display_url} is damaged: its file index has no end")
     found = brpb_pb2.MetaFile(data_files=index.data_files, raw_ranges=index.raw_ranges)
     for file in index.meta_files:
-        try:
-            stored = await storage.read(file.name)
-        except StorageNotFoundError:
-            raise BackupFileError(
-                f"the backup in {storage.display_url} is damaged: {file.name} is missing", file=file.name
-            ) from None
         # Unlike an SST's, this digest is that of the decrypted bytes.
-        plain = cipher.decrypt(stored, file.cipher_iv)
+        plain = cipher.decrypt(await _read_member(storage, file.name), file.cipher_iv)
         try:
             if hashlib.sha256(plain).digest() != file.sha256:
                 raise DecodeError

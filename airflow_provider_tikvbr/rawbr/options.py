@@ -182,12 +182,7 @@ def backup_options(
         gc_ttl_s=gc_ttl_s,
         safe_interval_s=parse_duration(safe_interval, parameter="safe_interval", default=DEFAULT_SAFE_INTERVAL_S),
         checksum=parse_flag(checksum, parameter="checksum"),
-        checksum_concurrency=parse_whole(
-            checksum_concurrency,
-            parameter="checksum_concurrency",
-            default=DEFAULT_CHECKSUM_CONCURRENCY,
-            minimum=1,
-        ),
+        checksum_concurrency=_parse_checksum_concurrency(checksum_concurrency),
         remove_schedulers=parse_flag(remove_schedulers, parameter="remove_schedulers"),
         budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
         owner=owner,
@@ -225,12 +220,7 @@ def restore_options(
         concurrency=files or DEFAULT_RESTORE_CONCURRENCY,
         cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
         checksum=parse_flag(checksum, parameter="checksum"),
-        checksum_concurrency=parse_whole(
-            checksum_concurrency,
-            parameter="checksum_concurrency",
-            default=DEFAULT_CHECKSUM_CONCURRENCY,
-            minimum=1,
-        ),
+        checksum_concurrency=_parse_checksum_concurrency(checksum_concurrency),
         online=parse_flag(online, parameter="online"),
         merge_region_size=_parse_limit(merge_region_size_bytes, parameter="merge_region_size_bytes"),
         merge_region_keys=_parse_limit(merge_region_key_count, parameter="merge_region_key_count"),
@@ -269,12 +259,7 @@ def checksum_options(
     return ChecksumOptions(
         keys=keys if keys != EVERYTHING else None,
         cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
-        concurrency=parse_whole(
-            checksum_concurrency,
-            parameter="checksum_concurrency",
-            default=DEFAULT_CHECKSUM_CONCURRENCY,
-            minimum=1,
-        ),
+        concurrency=_parse_checksum_concurrency(checksum_concurrency),
         budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
     )
 
@@ -328,6 +313,10 @@ def parse_cipher(method: str, key: str, key_file: str) -> Cipher:
         key_hex=key or None,
         key_file=parse_text(key_file, parameter="crypter_key_file") or None,
     )
+
+
+def _parse_checksum_concurrency(value: Number) -> int:
+    return parse_whole(value, parameter="checksum_concurrency", default=DEFAULT_CHECKSUM_CONCURRENCY, minimum=1)
 
 
 def _parse_limit(value: Number | None, *, parameter: str) -> int | None:
