@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +30,25 @@ class ProcessError(Exception):
         self.log = log
 
 
+@contextlib.contextmanager
+def _signals_later() -> Iterator[list[int]]:
+    """Collect the signals that would interrupt this process, so that none strikes between a child's start and its end.
+
+    :return: the signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda sign, _frame: came.append(sign)) for number in heard}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Process:
     """One child process, in a session of its own, so that ctrl-C in the terminal reaches this process only.
 
@@ -41,7 +62,7 @@ class Process:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as out:
+        with log.open("wb") as out, _signals_later() as came:
             self._child = subprocess.Popen(  # noqa: S603 - the demo's own commands
                 command,
                 stdin=subprocess.DEVNULL,
@@ -52,6 +73,10 @@ class Process:
             )
         self._reader = log.open("rb")
         self._rest = b""
+        if came:
+            # Nobody else knows of the child yet.
+            self.stop()
+            signal.raise_signal(came[0])
 
     def __enter__(self) -> Process:
         """Nothing to do: it runs."""
