@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,11 +11,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.tikv.addresses import NO_ADDRESS_MAP, AddressMap
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID, ApiVersion
 
 DEFAULT_PD_PORT = 2379
 MAX_PORT = 65535
 PEM_MARK = "-----BEGIN "
+# PD's rule for names has become stricter over time; this is what every version of it allows at most (PD,
+# ``pkg/keyspace/util.go``).
+KEYSPACE_NAME = re.compile(r"[-A-Za-z0-9_]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +133,10 @@ class ClusterOptions:
     :param grpc: settings of the gRPC connections.
     :param api_version: the API version that the cluster must have; None accepts any.
     :param cluster_id: the id that the cluster must have; None accepts any.
-    :param keyspace_id: V2's keyspace to work in.
+    :param keyspace_id: V2's keyspace to work in, by number; see :func:`parse_keyspace`.
+    :param keyspace: the same by name, which PD is asked for; empty means that the number counts. Where a number other
+        than 0 is given too, PD must know the keyspace by both.
+    :param address_map: where to reach the addresses that the cluster tells; ``pd`` is used as it is.
     :param check_requirements: whether to refuse stores older than 5.0.0 and clusters with TiFlash.
     :param connect_timeout_s: how long to try to reach the placement driver and its leader, in seconds.
     """
@@ -139,6 +147,8 @@ class ClusterOptions:
     api_version: ApiVersion | None = None
     cluster_id: int | None = None
     keyspace_id: int = 0
+    keyspace: str = ""
+    address_map: AddressMap = NO_ADDRESS_MAP
     check_requirements: bool = True
     connect_timeout_s: float = 10.0
 
@@ -151,7 +161,36 @@ class ClusterOptions:
             raise InvalidOptionError(
                 f"keyspace id {self.keyspace_id} is outside 0..{MAX_KEYSPACE_ID}", parameter="keyspace_id"
             )
+        if self.keyspace:
+            _check_keyspace_name(self.keyspace)
         _positive("connect_timeout_s", self.connect_timeout_s)
+
+
+def parse_keyspace(value: str | int | None) -> tuple[int | None, str]:
+    """Read a keyspace that may be given by number or by name.
+
+    :param value: a number, digits (which are a number too), or a name; nothing for the default keyspace.
+    :return: the number, or None where a name or nothing is given; and the name, or "".
+    :raises InvalidOptionError: the number is out of range, or the name can be none.
+    """
+    text = str(value).strip() if value is not None else ""
+    if not text:
+        return None, ""
+    if re.fullmatch(r"-?[0-9]+", text):
+        number = int(text)
+        if not 0 <= number <= MAX_KEYSPACE_ID:
+            raise InvalidOptionError(f"keyspace id {number} is outside 0..{MAX_KEYSPACE_ID}", parameter="keyspace")
+        return number, ""
+    _check_keyspace_name(text)
+    return None, text
+
+
+def _check_keyspace_name(name: str) -> None:
+    if not KEYSPACE_NAME.fullmatch(name):
+        raise InvalidOptionError(
+            f"keyspace {name!r} is no name: give up to 64 letters, digits, - and _, or the keyspace's number",
+            parameter="keyspace",
+        )
 
 
 def parse_pd(text: str, *, default_port: int = DEFAULT_PD_PORT, tls: bool = False) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_pd
+from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions, parse_keyspace, parse_pd
 from tests.support.certs import Authority, KeyPair
 
 
@@ -139,3 +140,40 @@ def test_cluster_options_check_themselves() -> None:
         ClusterOptions(pd=("pd0:1",), keyspace_id=1 << 24)
     with pytest.raises(InvalidOptionError, match="keepalive_time_s is -1"):
         GrpcOptions(keepalive_time_s=-1)
+    with pytest.raises(InvalidOptionError, match="keyspace 'a b' is no name"):
+        ClusterOptions(pd=("pd0:1",), keyspace="a b")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, (None, "")),
+        ("", (None, "")),
+        (0, (0, "")),
+        (" 5 ", (5, "")),
+        ("007", (7, "")),
+        (0xFFFFFF, (0xFFFFFF, "")),
+        ("orders", (None, "orders")),
+        ("DEFAULT", (None, "DEFAULT")),
+        ("7th_key-space", (None, "7th_key-space")),
+    ],
+)
+def test_a_keyspace_is_given_by_number_or_name(value: Any, found: tuple[int | None, str]) -> None:
+    assert parse_keyspace(value) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1 << 24, "keyspace id 16777216 is outside 0..16777215"),
+        ("99999999", "keyspace id 99999999 is outside"),
+        (-1, "keyspace id -1 is outside"),
+        ("a/b", "keyspace 'a/b' is no name"),
+        ("\u0663", "is no name"),
+        ("x" * 65, "up to 64 letters"),
+    ],
+)
+def test_what_is_no_keyspace(value: Any, message: str) -> None:
+    with pytest.raises(InvalidOptionError, match=message) as caught:
+        parse_keyspace(value)
+    assert caught.value.parameter == "keyspace"
