@@ -98,7 +98,7 @@ class EngineTask(Base):
         options = self.hook.cluster_options()
         url = parse_text(self.storage, parameter="storage")
         credentials = None
-        if access := storage_access(self.storage_conn_id):
+        if access := storage_access(self.storage_conn_id, url):
             url, credentials = access.complete(url), access.credentials
             if access.unread:
                 self.log.warning(
@@ -109,7 +109,7 @@ class EngineTask(Base):
         send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
 
         async def run(listener: Listener) -> S:
-            storage = open_storage(url, credentials=credentials, send_credentials=send)
+            storage = open_storage(url, credentials=credentials, send_credentials=send, environment_first=True)
             try:
                 async with await Cluster.connect(options) as cluster:
                     return await work(cluster, storage, listener)

@@ -25,7 +25,7 @@ from botocore.exceptions import (
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.s3_errors import is_missing, map_error, status_of
-from airflow_provider_tikvbr.storage.url import S3Credentials, S3Location
+from airflow_provider_tikvbr.storage.s3_location import DEFAULT_REGION, S3Credentials, S3Location
 
 T = TypeVar("T")
 
@@ -41,20 +41,54 @@ _UNKNOWN_CONDITION = frozenset({400, 405, 501})
 class S3Storage(Storage):
     """A bucket and a prefix.
 
-    :param credentials: a key pair; None = boto3's default chain.
+    :param credentials: those to use, whatever else there are.
     :param send_credentials: whether the stores are sent the resolved credentials, or use their own.
+    :param environment_first: whether the environment's credentials go before the URL's.
+    :param no_credentials: use none at all.
     """
 
     def __init__(
-        self, *, location: S3Location, credentials: S3Credentials | None = None, send_credentials: bool = True
+        self,
+        *,
+        location: S3Location,
+        credentials: S3Credentials | None = None,
+        send_credentials: bool = True,
+        environment_first: bool = False,
+        no_credentials: bool = False,
     ) -> None:
         self.location = location
-        self._credentials = credentials
+        self._credentials = credentials or location.credentials
         self._send_credentials = send_credentials
         self._lock = threading.Lock()
         # Both are made on first use: a storage may be made in one process and used in a fork of it.
         self._opened: tuple[Any, Any] | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def of_message(cls, told: brpb_pb2.S3) -> S3Storage:
+        """What a store makes of what it is told."""
+        credentials = None
+        if told.access_key and told.secret_access_key:
+            credentials = S3Credentials(
+                access_key=told.access_key,
+                secret_access_key=told.secret_access_key,
+                session_token=told.session_token,
+            )
+        return cls(
+            location=S3Location(
+                bucket=told.bucket,
+                prefix=told.prefix.strip("/"),
+                endpoint=told.endpoint,
+                region=told.region or DEFAULT_REGION,
+                storage_class=told.storage_class,
+                sse=told.sse,
+                sse_kms_key_id=told.sse_kms_key_id,
+                acl=told.acl,
+                provider=told.provider,
+                force_path_style=told.force_path_style,
+            ),
+            credentials=credentials,
+        )
 
     @property
     def display_url(self) -> str:

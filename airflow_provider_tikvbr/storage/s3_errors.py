@@ -26,7 +26,7 @@ from airflow_provider_tikvbr.exceptions import (
     StorageUnavailableError,
     TikvBrError,
 )
-from airflow_provider_tikvbr.storage.url import S3Location
+from airflow_provider_tikvbr.storage.s3_location import S3Location
 
 _CREDENTIALS = (
     CredentialRetrievalError,

@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
 from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_options, restore_options
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
 from airflow_provider_tikvbr.storage.noop import NoopStorage
-from airflow_provider_tikvbr.storage.url import S3Credentials
+from airflow_provider_tikvbr.storage.s3_location import S3Credentials
 
 FRONT = {"storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv"}
 

@@ -22,7 +22,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.storage import s3
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
-from airflow_provider_tikvbr.storage.url import S3Credentials, S3Location
+from airflow_provider_tikvbr.storage.s3_location import S3Credentials, S3Location
 from tests.storage.conftest import ACCESS, SECRET, S3Server
 
 LEAK = "the server quotes the key hunter2"

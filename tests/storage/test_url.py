@@ -5,14 +5,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.storage.url import (
-    LocalLocation,
-    NoopLocation,
-    S3Credentials,
-    S3Location,
-    parse_url,
-    redact,
-)
+from airflow_provider_tikvbr.storage.parameters import redact
+from airflow_provider_tikvbr.storage.s3_location import S3Credentials, S3Location
+from airflow_provider_tikvbr.storage.url import LocalLocation, NoopLocation, parse_url
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,38 @@
-"""Finds Airflow's connections, and takes the keys of a storage from one."""
+"""Finds Airflow's connections, and takes from one what a storage needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.masking import mask
 from airflow_provider_tikvbr.rawbr.parsing import parse_text
-from airflow_provider_tikvbr.storage.url import S3Credentials
+from airflow_provider_tikvbr.storage.factory import Credentials
+from airflow_provider_tikvbr.storage.parameters import redact
+from airflow_provider_tikvbr.storage.url import scheme_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
-
-# What Airflow's own hooks for AWS read from the extra of a connection, and storage URLs call otherwise.
-_URL_PARAMETERS = {"endpoint_url": "endpoint", "region_name": "region"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageAccess:
     """What a connection says of a storage.
 
-    :param credentials: the keys.
+    :param credentials: the keys; None where it names none, and the worker's own are meant.
     :param parameters: what it adds to a storage URL that does not say otherwise, such as ``endpoint=...``.
     :param unread: fields of its extra that mean nothing here.
     """
 
-    credentials: S3Credentials
+    credentials: Credentials | None
     parameters: str = ""
     unread: tuple[str, ...] = ()
 
     def complete(self, url: str) -> str:
-        """Add the parameters to the URL of an S3 storage; those that it has already win, as they come first."""
-        if not self.parameters or not url.strip().lower().startswith("s3://"):
+        """Add the parameters to the storage URL; those that it has already win, as they come first."""
+        if not self.parameters:
             return url
         return f"{url.strip()}{'&' if '?' in url else '?'}{self.parameters}"
 
@@ -61,29 +57,32 @@ def find_connection(conn_id: object, *, parameter: str, hook: type[BaseHook] = B
         ) from None
 
 
-def storage_access(conn_id: object) -> StorageAccess | None:
-    """Read the keys for S3 from a connection, such as one of Airflow's type ``aws``.
+def storage_access(conn_id: object, url: str) -> StorageAccess | None:
+    """Read what a connection, such as one of Airflow's type ``aws``, says of a storage.
 
+    :param url: the storage URL; its scheme tells what the connection has to be for.
     :return: None if no connection is named.
-    :raises InvalidOptionError: the connection has no keys.
+    :raises InvalidOptionError: the connection is of no use for that storage.
     """
     if conn_id is None or conn_id == "":
         return None
     conn = find_connection(conn_id, parameter="storage_conn_id")
-    if not conn.login or not conn.password:
-        raise InvalidOptionError(
-            f"storage_conn_id names connection {conn_id}, which has no login and password: give the access key and the"
-            " secret access key there, or name no connection to use the worker's own credentials",
-            parameter="storage_conn_id",
-        )
-    extra: Mapping[str, Any] = conn.extra_dejson if isinstance(conn.extra_dejson, dict) else {}
-    token = str(extra.get("aws_session_token") or "")
-    for secret in (conn.login, conn.password, token):
-        mask(secret)
-    return StorageAccess(
-        credentials=S3Credentials(access_key=conn.login, secret_access_key=conn.password, session_token=token),
-        parameters="&".join(
-            f"{name}={quote(str(extra[field]), safe='')}" for field, name in _URL_PARAMETERS.items() if extra.get(field)
-        ),
-        unread=tuple(sorted(str(field) for field in extra if field not in {*_URL_PARAMETERS, "aws_session_token"})),
+    # Each of these knows the library of one cloud, and a task needs one at most.
+    scheme = scheme_of(url)
+    if scheme == "s3":
+        from airflow_provider_tikvbr.connections import aws
+
+        return aws.access(conn, str(conn_id))
+    if scheme in ("gcs", "gs"):
+        from airflow_provider_tikvbr.connections import google
+
+        return google.access(conn, str(conn_id))
+    if scheme in ("azure", "azblob"):
+        from airflow_provider_tikvbr.connections import azure
+
+        return azure.access(conn, str(conn_id))
+    raise InvalidOptionError(
+        f"storage_conn_id names connection {conn_id}, but the storage {redact(url)} takes no credentials:"
+        " leave storage_conn_id out",
+        parameter="storage_conn_id",
     )
