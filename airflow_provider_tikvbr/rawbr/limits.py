@@ -10,7 +10,6 @@ from typing import Any
 from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.rawbr.plan import REGION_KEYS, REGION_SIZE
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.status import store_config
 
 TIMEOUT_S = 3.0
 STORES_TO_ASK = 3
@@ -35,7 +34,7 @@ async def region_limits(cluster: Cluster) -> RegionLimits:
     """The size at which the cluster's own stores split regions; a usual one if none of a few stores tells."""
     for store in (await cluster.up_stores())[:STORES_TO_ASK]:
         try:
-            return limits_of(await store_config(store, cluster.options.tls, timeout_s=TIMEOUT_S))
+            return limits_of(await cluster.store_config(store, timeout_s=TIMEOUT_S))
         except (TikvBrError, ValueError):
             continue
     return RegionLimits()

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from packaging.version import Version
 
 from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
-    AuthenticationError,
     StoreUnavailableError,
     TikvBrError,
     UnsupportedError,
@@ -23,10 +23,9 @@ from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.pd import PDClient
 from airflow_provider_tikvbr.tikv.pd_http import PDHttp
 from airflow_provider_tikvbr.tikv.regions import RegionCache
-from airflow_provider_tikvbr.tikv.security import Greeting, diagnose
-from airflow_provider_tikvbr.tikv.status import status_address, store_api_version
+from airflow_provider_tikvbr.tikv.status import store_api_version, store_config
 from airflow_provider_tikvbr.tikv.store import StoreClient
-from airflow_provider_tikvbr.tikv.versions import check_stores, check_v2, parse_version
+from airflow_provider_tikvbr.tikv.versions import check_stores, check_v2, oldest_version, parse_version
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +92,13 @@ class Cluster:
             stores = await pd.stores()
             if options.check_requirements:
                 check_stores(stores)
-            api_version = await _common_api_version(_up(stores), options)
+            api_version = await _common_api_version(_up(stores), pd)
             _check_api_version(api_version, options)
             text = await http.cluster_version()
             cluster = cls(options=options, pd=pd, http=http, api_version=api_version, cluster_version_text=text)
-            if options.check_requirements and cluster.codec.is_v2:
-                check_v2(cluster.cluster_version, text)
             cluster._remember(stores)
+            if options.check_requirements and cluster.codec.is_v2:
+                check_v2(*cluster.oldest_version)
         except BaseException:
             await http.close()
             await pd.close()
@@ -126,6 +125,17 @@ class Cluster:
         """The number that PD gave to the cluster."""
         return self.pd.cluster_id
 
+    @property
+    def oldest_version(self) -> tuple[Version, str]:
+        """The version that every store has at least, and how to tell it to a user, from what PD said last."""
+        return oldest_version(self.cluster_version_text, self._stores.values())
+
+    async def data_stores(self) -> tuple[Store, ...]:
+        """The TiKV stores that may hold data, by id: those that are being removed serve what they still have."""
+        stores = await self.pd.stores()
+        self._remember(stores)
+        return tuple(store for store in stores if not store.is_tiflash)
+
     async def up_stores(self) -> tuple[Store, ...]:
         """The TiKV stores that PD counts as up now, by id."""
         stores = await self.pd.stores()
@@ -148,9 +158,17 @@ class Cluster:
             self._retired.append(client)
             client = None
         if client is None:
-            client = StoreClient(store, tls=self.options.tls, options=self.options.grpc)
+            client = StoreClient(
+                store, tls=self.pd.certificates, options=self.options.grpc, address_map=self.options.address_map
+            )
             self._clients[store_id] = client
         return client
+
+    async def store_config(self, store: Store, *, timeout_s: float) -> dict[str, Any]:
+        """A store's configuration; see :func:`~airflow_provider_tikvbr.tikv.status.store_config`."""
+        return await store_config(
+            store, self.pd.certificates, timeout_s=timeout_s, address_map=self.options.address_map
+        )
 
     async def describe(self) -> ClusterDescription:
         """The cluster in a few words, fresh from PD."""
@@ -200,12 +218,12 @@ def _check_api_version(found: ApiVersion, options: ClusterOptions) -> None:
         )
 
 
-async def _common_api_version(stores: tuple[Store, ...], options: ClusterOptions) -> ApiVersion:
+async def _common_api_version(stores: tuple[Store, ...], pd: PDClient) -> ApiVersion:
     """The API version on which all stores agree. A store that is down cannot be asked; one at least must answer."""
     if not stores:
         raise StoreUnavailableError("no TiKV store of the cluster is up: start the stores and try again")
     # Every question is waited for: none goes on behind the back of a connection that is refused.
-    answers = await asyncio.gather(*(_ask(store, options) for store in stores), return_exceptions=True)
+    answers = await asyncio.gather(*(_ask(store, pd) for store in stores), return_exceptions=True)
     found: dict[ApiVersion, list[Store]] = {}
     silent: list[TikvBrError] = []
     for store, answer in zip(stores, answers, strict=True):
@@ -226,20 +244,10 @@ async def _common_api_version(stores: tuple[Store, ...], options: ClusterOptions
     return next(iter(found))
 
 
-async def _ask(store: Store, options: ClusterOptions) -> ApiVersion:
+async def _ask(store: Store, pd: PDClient) -> ApiVersion:
+    options = pd.options
     timeout_s = min(5.0, options.connect_timeout_s)
-    try:
-        return await store_api_version(store, options.tls, timeout_s=timeout_s)
-    except (StoreUnavailableError, AuthenticationError) as err:
-        if not store.status_address:
-            raise
-        # HTTP errors do not tell a closed port from one that speaks TLS where we do not.
-        reason = await diagnose(
-            status_address(store), options.tls, timeout_s=min(2.0, timeout_s), greeting=Greeting.HTTP
-        )
-        if reason is not None:
-            raise reason from err
-        raise
+    return await store_api_version(store, pd.certificates, timeout_s=timeout_s, address_map=options.address_map)
 
 
 def _who_says_what(found: Mapping[ApiVersion, list[Store]]) -> str:

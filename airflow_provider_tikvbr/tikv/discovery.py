@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from airflow_provider_tikvbr.exceptions import PDUnavailableError, TerminalError, TikvBrError, WrongClusterError
 from airflow_provider_tikvbr.proto import methods, pdpb_pb2
+from airflow_provider_tikvbr.tikv.addresses import Target
+from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.channel import Connection
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.security import diagnose
@@ -43,19 +45,28 @@ class Leader:
 class Members:
     """One connection per member, kept until the end: calls under way on an old leader are not disturbed.
 
-    :param options: TLS and gRPC settings.
+    :param options: TLS and gRPC settings, and the address map.
     """
 
     def __init__(self, options: ClusterOptions) -> None:
         self.options = options
-        self._connections: dict[str, Connection] = {}
+        self.certificates = Certificates(options.tls)
+        self._connections: dict[Target, Connection] = {}
 
-    def connection(self, address: str) -> Connection:
+    def given(self, endpoint: str) -> Target:
+        """A member at an endpoint that the user gave: it is reached there, whatever the address map says."""
+        return self.options.address_map.behind(endpoint)
+
+    def told(self, address: str) -> Target:
+        """A member at an address that the cluster told."""
+        return self.options.address_map.target(address)
+
+    def connection(self, member: Target) -> Connection:
         """The connection to a member."""
-        found = self._connections.get(address)
+        found = self._connections.get(member)
         if found is None:
-            found = Connection(address, tls=self.options.tls, options=self.options.grpc)
-            self._connections[address] = found
+            found = Connection(member, tls=self.certificates, options=self.options.grpc)
+            self._connections[member] = found
         return found
 
     async def close(self) -> None:
@@ -64,11 +75,11 @@ class Members:
 
 
 async def find_leader(
-    members: Members, endpoints: Sequence[str], *, timeout_s: float, cluster_id: int | None = None
+    members: Members, endpoints: Sequence[Target], *, timeout_s: float, cluster_id: int | None = None
 ) -> Leader:
     """Ask every endpoint at once, again and again, until one names a leader that answers itself.
 
-    :param endpoints: ``host:port`` of the members known so far.
+    :param endpoints: the members known so far.
     :param timeout_s: how long to try, in seconds.
     :param cluster_id: the cluster that the members must belong to; None accepts any, but only one.
     :raises PDUnavailableError: no endpoint answered, or none knew of a leader that answers.
@@ -85,18 +96,18 @@ async def find_leader(
         if not diagnosed:
             # Certificates do not mend themselves: say so now instead of trying until the time is up.
             diagnosed = True
-            await _raise_if_tls_is_wrong(members.options, failures, max(deadline - time.monotonic(), 0.5))
+            await _raise_if_tls_is_wrong(members, failures, max(deadline - time.monotonic(), 0.5))
         if deadline - time.monotonic() < PAUSE_S:
             raise _unavailable(endpoints, failures, timeout_s)
         await asyncio.sleep(PAUSE_S)
 
 
 async def _round(
-    members: Members, endpoints: Sequence[str], timeout_s: float, cluster_id: int | None
-) -> tuple[Leader | None, dict[str, TikvBrError]]:
+    members: Members, endpoints: Sequence[Target], timeout_s: float, cluster_id: int | None
+) -> tuple[Leader | None, dict[Target, TikvBrError]]:
     """Ask all endpoints once; the first usable answer wins and the other questions are dropped."""
     tasks = {asyncio.create_task(_ask(members, one, timeout_s, cluster_id)): one for one in endpoints}
-    failures: dict[str, TikvBrError] = {}
+    failures: dict[Target, TikvBrError] = {}
     pending = set(tasks)
     try:
         while pending:
@@ -115,13 +126,16 @@ async def _round(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _ask(members: Members, endpoint: str, timeout_s: float, cluster_id: int | None) -> Leader:
+async def _ask(members: Members, endpoint: Target, timeout_s: float, cluster_id: int | None) -> Leader:
     response = await _get_members(members, endpoint, timeout_s)
     if not response.header.cluster_id or not response.leader.client_urls:
-        raise PDUnavailableError(f"PD at {endpoint} has no leader", endpoints=(endpoint,), address=endpoint)
+        raise PDUnavailableError(
+            f"PD at {endpoint} has no leader", endpoints=(endpoint.address,), address=endpoint.address
+        )
     if cluster_id is not None and response.header.cluster_id != cluster_id:
         raise WrongClusterError(
-            f"PD at {endpoint} belongs to cluster {response.header.cluster_id}, not to {cluster_id}", address=endpoint
+            f"PD at {endpoint} belongs to cluster {response.header.cluster_id}, not to {cluster_id}",
+            address=endpoint.address,
         )
     url = response.leader.client_urls[0]
     address = _address(url)
@@ -131,51 +145,57 @@ async def _ask(members: Members, endpoint: str, timeout_s: float, cluster_id: in
         url=url,
         members=tuple(dict.fromkeys((address, *others))),
     )
-    if address != endpoint:
+    if members.told(address) != endpoint:
         await _check_leader(members, endpoint, leader, timeout_s)
     return leader
 
 
-async def _check_leader(members: Members, endpoint: str, leader: Leader, timeout_s: float) -> None:
+async def _check_leader(members: Members, endpoint: Target, leader: Leader, timeout_s: float) -> None:
     """A member may name a leader that has just died, or one under a name that means nothing here."""
+    target = members.told(leader.address)
+    reached = f" (reached at {target.reach})" if target.is_mapped else ""
     try:
-        response = await _get_members(members, leader.address, timeout_s)
+        response = await _get_members(members, target, timeout_s)
     except TerminalError:
         raise
     except TikvBrError as err:
         raise PDUnavailableError(
-            f"PD at {endpoint} names {leader.url} as its leader, which does not answer from here: {err}",
-            endpoints=(endpoint, leader.address),
-            address=endpoint,
+            f"PD at {endpoint} names {leader.url}{reached} as its leader, which does not answer from here: {err}",
+            endpoints=(endpoint.address, leader.address),
+            address=endpoint.address,
         ) from err
     if response.header.cluster_id != leader.cluster_id:
         raise WrongClusterError(
-            f"PD at {endpoint} names {leader.url} as its leader, but that belongs to another cluster"
+            f"PD at {endpoint} names {leader.url}{reached} as its leader, but that belongs to another cluster"
             f" ({response.header.cluster_id} instead of {leader.cluster_id})",
-            address=endpoint,
+            address=endpoint.address,
         )
 
 
-async def _get_members(members: Members, endpoint: str, timeout_s: float) -> pdpb_pb2.GetMembersResponse:
+async def _get_members(members: Members, endpoint: Target, timeout_s: float) -> pdpb_pb2.GetMembersResponse:
     request = pdpb_pb2.GetMembersRequest()
     return await members.connection(endpoint).call(methods.PD_GET_MEMBERS, request, timeout_s=timeout_s)
 
 
-async def _raise_if_tls_is_wrong(options: ClusterOptions, failures: dict[str, TikvBrError], left_s: float) -> None:
+async def _raise_if_tls_is_wrong(members: Members, failures: dict[Target, TikvBrError], left_s: float) -> None:
     """Raise only when TLS explains the silence of some endpoint: none answered, so nothing else could help it."""
     timeout_s = min(2.0, left_s)
-    results = await asyncio.gather(*(diagnose(endpoint, options.tls, timeout_s=timeout_s) for endpoint in failures))
+    tls = members.certificates.current()
+    results = await asyncio.gather(*(diagnose(endpoint, tls, timeout_s=timeout_s) for endpoint in failures))
     for endpoint, error in zip(failures, results, strict=True):
         if error is not None:
             raise error from failures[endpoint]
 
 
-def _unavailable(endpoints: Sequence[str], failures: dict[str, TikvBrError], timeout_s: float) -> PDUnavailableError:
+def _unavailable(
+    endpoints: Sequence[Target], failures: dict[Target, TikvBrError], timeout_s: float
+) -> PDUnavailableError:
+    tried = [str(endpoint) for endpoint in endpoints]
     reasons = "; ".join(dict.fromkeys(str(failures[endpoint]) for endpoint in endpoints if endpoint in failures))
     return PDUnavailableError(
-        f"no PD leader found within {timeout_s:g} s, tried {', '.join(endpoints)}: check the PD endpoints and the"
+        f"no PD leader found within {timeout_s:g} s, tried {', '.join(tried)}: check the PD endpoints and the"
         f" network ({reasons})",
-        endpoints=tuple(endpoints),
+        endpoints=tuple(tried),
     )
 
 

@@ -139,13 +139,16 @@ def is_pd_method(method: str) -> bool:
     return method.startswith(("/pdpb.", "/keyspacepb."))
 
 
-def from_grpc(err: grpc.RpcError, *, method: str, address: str, store_id: int | None = None) -> TikvBrError:
+def from_grpc(
+    err: grpc.RpcError, *, method: str, address: str, store_id: int | None = None, reach: str | None = None
+) -> TikvBrError:
     """Classify a failed gRPC call.
 
     :param err: what grpc raised.
     :param method: gRPC path of the call.
     :param address: host and port that was called.
     :param store_id: the store that was called; None for PD.
+    :param reach: where the call went, if that is not the address.
     """
     code = err.code()
     details = str(err.details() or "")
@@ -153,7 +156,7 @@ def from_grpc(err: grpc.RpcError, *, method: str, address: str, store_id: int | 
     low = details.lower()
     kind = next((cls for text, cls in STATUS_TEXTS if text in low), kind)
     fields: dict[str, Any] = {"address": address, "method": method, "code": code.name, "store_id": store_id}
-    who = server_name(address, store_id)
+    who = server_name(address, store_id, reach)
     name = method.rpartition("/")[2]
     reason = one_line(details) or code.name
     if kind is UNAVAILABLE:
@@ -270,8 +273,14 @@ def from_download_error(text: str, *, file: str, store_id: int, address: str) ->
     return DownloadFailedError(message, **fields)
 
 
-def server_name(address: str | None, store_id: int | None) -> str:
-    """How messages call a server: ``store 4 (host:port)`` or ``PD at host:port``."""
+def server_name(address: str | None, store_id: int | None, reach: str | None = None) -> str:
+    """How messages call a server: ``store 4 (host:port)`` or ``PD at host:port``.
+
+    :param reach: where it is reached, if that is not the address.
+    """
+    if address and reach and reach != address:
+        where = f"at {address} (reached at {reach})"
+        return f"PD {where}" if store_id is None else f"store {store_id} {where}"
     if store_id is not None:
         return f"store {store_id} ({address})" if address else f"store {store_id}"
     return f"PD at {address}" if address else "the server"

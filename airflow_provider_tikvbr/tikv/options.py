@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,17 +24,59 @@ KEYSPACE_NAME = re.compile(r"[-A-Za-z0-9_]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PemFile:
+    """A file that certificates were read from.
+
+    :param parameter: what it was given as: ``ca``, ``cert`` or ``key``.
+    :param path: where it is.
+    :param stamp: what it looked like just before it was read; see :meth:`look`.
+    """
+
+    parameter: str
+    path: str
+    stamp: tuple[int, ...] = ()
+
+    def look(self) -> tuple[int, ...]:
+        """Time of the last change, size and inode of what the path leads to now; nothing if that is no file."""
+        try:
+            found = Path(self.path).stat()
+        except (OSError, ValueError):
+            return ()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def read(self) -> bytes:
+        """The PEM text that it holds.
+
+        :raises InvalidOptionError: it cannot be read, or holds something else.
+        """
+        try:
+            data = Path(self.path).read_bytes()
+        except (OSError, ValueError) as err:
+            reason = getattr(err, "strerror", None) or "not a path"
+            raise InvalidOptionError(
+                f"{self.parameter} file {self.path!r} cannot be read: {reason}", parameter=self.parameter
+            ) from err
+        if PEM_MARK.encode() not in data:
+            raise InvalidOptionError(
+                f"{self.parameter} file {self.path!r} is not in PEM form", parameter=self.parameter
+            )
+        return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsOptions:
     """Certificates in PEM form.
 
     :param ca: the authorities that may have signed the servers' certificates.
     :param cert: our own certificate, when the servers want one (mutual TLS); with ``key`` or not at all.
     :param key: the private key of ``cert``.
+    :param files: the files that they were read from, if they were; :meth:`renewed` reads them again.
     """
 
     ca: bytes
     cert: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
+    files: tuple[PemFile, ...] = field(default=(), compare=False)
 
     @classmethod
     def load(cls, *, ca: str | None, cert: str | None = None, key: str | None = None) -> TlsOptions | None:
@@ -42,7 +85,33 @@ class TlsOptions:
         :return: None if nothing is given, which means no TLS.
         :raises InvalidOptionError: a file cannot be read, a text is not PEM, or the three do not fit together.
         """
-        pem = {name: _pem(name, text) for name, text in (("ca", ca), ("cert", cert), ("key", key)) if text}
+        given = {name: text for name, text in (("ca", ca), ("cert", cert), ("key", key)) if text}
+        pem = {name: text.encode() for name, text in given.items() if PEM_MARK in text}
+        paths = [(name, _expanded(text)) for name, text in given.items() if name not in pem]
+        return cls._read(pem, [PemFile(parameter=name, path=path) for name, path in paths])
+
+    def stamps(self) -> tuple[tuple[int, ...], ...]:
+        """What the files look like now."""
+        return tuple(file.look() for file in self.files)
+
+    def renewed(self) -> TlsOptions:
+        """The certificates as their files hold them now; what was given as text stays.
+
+        :return: the same object if no file has changed.
+        :raises InvalidOptionError: a file cannot be read, or the three do not fit together: perhaps not all have been
+            replaced yet.
+        """
+        if self.stamps() == tuple(file.stamp for file in self.files):
+            return self
+        kept = {"ca": self.ca, "cert": self.cert, "key": self.key}
+        pem = {name: value for name, value in kept.items() if value is not None}
+        return TlsOptions._read(pem, self.files) or self
+
+    @classmethod
+    def _read(cls, pem: dict[str, bytes], paths: Sequence[PemFile]) -> TlsOptions | None:
+        # Looked at before they are read: a change in between shows at the next look.
+        files = tuple(replace(file, stamp=file.look()) for file in paths)
+        pem.update({file.parameter: file.read() for file in files})
         if not pem:
             return None
         if "ca" not in pem:
@@ -53,7 +122,7 @@ class TlsOptions:
         for one, other in (("cert", "key"), ("key", "cert")):
             if one in pem and other not in pem:
                 raise InvalidOptionError(f"{one} is given without {other}: mutual TLS needs both", parameter=other)
-        options = cls(ca=pem["ca"], cert=pem.get("cert"), key=pem.get("key"))
+        options = cls(ca=pem["ca"], cert=pem.get("cert"), key=pem.get("key"), files=files)
         options._check()
         return options
 
@@ -74,18 +143,12 @@ class TlsOptions:
             )
 
 
-def _pem(name: str, text: str) -> bytes:
-    if PEM_MARK in text:
-        return text.encode()
-    path = Path(text).expanduser()
+def _expanded(path: str) -> str:
     try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or "not a path"
-        raise InvalidOptionError(f"{name} file {text!r} cannot be read: {reason}", parameter=name) from err
-    if PEM_MARK.encode() not in data:
-        raise InvalidOptionError(f"{name} file {text!r} is not in PEM form", parameter=name)
-    return data
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        # The home of a user that does not exist.
+        return path
 
 
 def _certificates(name: str, pem: bytes) -> list[x509.Certificate]:

@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import methods, pdpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.tikv import errors
+from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.discovery import PAUSE_S, Leader, Members, find_leader
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Region, Store, StoreState
@@ -64,7 +65,9 @@ class PDClient:
         """
         members = Members(options)
         try:
-            leader = await find_leader(members, options.pd, timeout_s=options.connect_timeout_s)
+            leader = await find_leader(
+                members, [members.given(one) for one in options.pd], timeout_s=options.connect_timeout_s
+            )
         except BaseException:
             await members.close()
             raise
@@ -89,6 +92,11 @@ class PDClient:
     def leader_address(self) -> str:
         """Host and port of the leader."""
         return self._leader.address
+
+    @property
+    def certificates(self) -> Certificates:
+        """What keeps the certificates of every connection to this cluster up to date."""
+        return self._members.certificates
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -186,7 +194,7 @@ class PDClient:
         backoff = Backoff(base_s=0.1, cap_s=1.0, budget_s=self._budget_s)
         while True:
             leader = self._leader
-            connection = self._members.connection(leader.address)
+            connection = self._members.connection(self._members.told(leader.address))
             ask = connection.exchange if method.client_streams else connection.call
             try:
                 response = await ask(method, request, timeout_s=CALL_TIMEOUT_S)
@@ -221,7 +229,9 @@ class PDClient:
             if self._leader is not failed:
                 # Another call has found the new leader meanwhile.
                 return
-            endpoints = tuple(dict.fromkeys((*self._leader.members, *self.options.pd)))
+            told = (self._members.told(address) for address in self._leader.members)
+            given = (self._members.given(endpoint) for endpoint in self.options.pd)
+            endpoints = tuple(dict.fromkeys((*told, *given)))
             try:
                 found = await find_leader(
                     self._members,

@@ -6,6 +6,7 @@ PD serves HTTP on the same port as gRPC; a member that does not lead passes requ
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -24,9 +25,11 @@ from airflow_provider_tikvbr.tikv.http import http_client, is_tls_failure
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.pd import PDClient
 from airflow_provider_tikvbr.tikv.retry import Backoff
+from airflow_provider_tikvbr.tikv.security import Greeting, diagnose
 
 API = "/pd/api/v1"
 TIMEOUT_S = 10.0
+DIAGNOSIS_S = 2.0
 BUDGET_S = 20.0
 SCHEDULE = "schedule."
 
@@ -40,7 +43,10 @@ class PDHttp:
     def __init__(self, pd: PDClient) -> None:
         self._pd = pd
         self._scheme = "https" if pd.options.tls else "http"
-        self._client = http_client(pd.options.tls, timeout_s=TIMEOUT_S)
+        self._map = pd.options.address_map
+        self._client = http_client(pd.certificates, timeout_s=TIMEOUT_S, address_map=self._map)
+        # Whether a member has ever answered, or all have been looked at: TLS that is wrong is so from the start.
+        self._acquainted = False
 
     async def close(self) -> None:
         """Close every connection."""
@@ -115,17 +121,24 @@ class PDHttp:
 
         :return: the answer's JSON value.
         :raises PDUnavailableError: no member answered in time.
+        :raises AuthenticationError: TLS is why none of them does, or it does not let us.
         """
         backoff = Backoff(base_s=0.2, cap_s=2.0, budget_s=BUDGET_S)
         while True:
             last: TikvBrError | None = None
             for address in self._pd.members:
                 try:
-                    return await self._request_once(address, method, path, body)
+                    answer = await self._request_once(address, method, path, body)
                 except PDUnavailableError as err:
                     last = err
+                else:
+                    self._acquainted = True
+                    return answer
             if not isinstance(last, PDUnavailableError):
                 raise PDUnavailableError("PD has no members to ask", method=f"{method} {path}")
+            if not self._acquainted and last.code is None:
+                self._acquainted = True
+                await self._raise_if_tls_is_wrong(last)
             if backoff.remaining_s <= 0:
                 raise last
             await backoff.sleep(last)
@@ -133,7 +146,7 @@ class PDHttp:
     async def _request_once(self, address: str, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         plain_path = path.partition("?")[0]
         fields: dict[str, Any] = {"address": address, "method": f"{method} {plain_path}"}
-        who = f"PD at {address}"
+        who = f"PD at {self._map.target(address)}"
         try:
             response = await self._client.request(
                 method,
@@ -143,7 +156,9 @@ class PDHttp:
             )
         except httpx.HTTPError as err:
             if is_tls_failure(err):
-                raise AuthenticationError(f"{who} and this client do not agree on TLS: {err}", **fields) from err
+                raise await self._diagnosis(address) or AuthenticationError(
+                    f"{who} and this client do not agree on TLS: {err}", **fields
+                ) from err
             reason = str(err) or type(err).__name__
             raise PDUnavailableError(
                 f"{who} did not answer {method} {plain_path}: {reason}", endpoints=(address,), **fields
@@ -171,6 +186,19 @@ class PDHttp:
             raise ProtocolError(
                 f"{who} answered {method} {plain_path} with something that is not JSON", **fields
             ) from None
+
+    async def _raise_if_tls_is_wrong(self, failure: TikvBrError) -> None:
+        """A server may refuse our certificate without a word, which looks like any broken connection."""
+        for reason in await asyncio.gather(*(self._diagnosis(address) for address in self._pd.members)):
+            if reason is not None:
+                raise reason from failure
+
+    async def _diagnosis(self, address: str) -> AuthenticationError | None:
+        target = self._map.target(address)
+        tls = self._pd.certificates.current()
+        return await diagnose(
+            target, tls, timeout_s=DIAGNOSIS_S, greeting=Greeting.HTTP, who=f"the HTTP service of PD at {target}"
+        )
 
     def _unexpected(self, what: str, value: object) -> ProtocolError:
         return ProtocolError(

@@ -8,6 +8,7 @@ for another name; does it want one of ours?
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import enum
 import os
 import socket
@@ -18,11 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from airflow_provider_tikvbr.exceptions import AuthenticationError
+from airflow_provider_tikvbr.tikv.addresses import Target, split_address
 from airflow_provider_tikvbr.tikv.options import TlsOptions
 
 TLS_RECORD_TYPES: Final = (0x15, 0x16)  # alert, handshake
-CERTIFICATE_WANTED: Final = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE", "UNKNOWN_CA")
+# What a server's alert says when it does not like our certificate, or misses it.
+OUR_CERTIFICATE: Final = (
+    "CERTIFICATE_REQUIRED",
+    "BAD_CERTIFICATE",
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_UNKNOWN",
+    "HANDSHAKE_FAILURE",
+    "UNKNOWN_CA",
+)
+# OpenSSL's reasons to refuse the server's certificate (``X509_V_ERR_...``).
+EXPIRED: Final = 10
+NOT_YET_VALID: Final = 9
+OTHER_NAMES: Final = (62, 64)
 
 
 class Greeting(enum.Enum):
@@ -51,27 +67,35 @@ def ssl_context(tls: TlsOptions) -> ssl.SSLContext:
 
 
 async def diagnose(
-    address: str, tls: TlsOptions | None, *, timeout_s: float, greeting: Greeting = Greeting.GRPC
+    target: Target | str,
+    tls: TlsOptions | None,
+    *,
+    timeout_s: float,
+    greeting: Greeting = Greeting.GRPC,
+    who: str = "",
 ) -> AuthenticationError | None:
     """Find out whether TLS is what keeps us from a server.
 
-    :param address: ``host:port`` of the server.
+    :param target: the server; ``host:port`` where it is reached where it says.
     :param tls: the certificates we use; None means we speak plainly.
     :param timeout_s: how long each look may take, in seconds.
     :param greeting: what the server speaks inside TLS.
+    :param who: how the message calls the server; by its address if empty.
     :return: an error that says what is wrong; None if it is not TLS, or if that cannot be told.
     """
-    host, _, port = address.rpartition(":")
-    probe = _Probe((host.strip("[]"), int(port)), timeout_s, greeting)
+    server = target if isinstance(target, Target) else Target.at(target)
+    host, port = split_address(server.reach)
+    probe = _Probe((host.strip("[]"), int(port)), server.host, timeout_s, greeting)
     message = await asyncio.to_thread(probe.failure, tls)
-    return AuthenticationError(f"{address} {message}", address=address) if message else None
+    return AuthenticationError(f"{who or server} {message}", address=server.address) if message else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """Looks at one server with blocking sockets; to be used in a thread."""
 
-    target: tuple[str, int]
+    reach: tuple[str, int]
+    host: str
     timeout_s: float
     greeting: Greeting
 
@@ -89,11 +113,10 @@ class _Probe:
         context = ssl_context(tls)
         context.set_alpn_protocols([self.greeting.value[0]])
         try:
-            with self._connect() as plain, context.wrap_socket(plain, server_hostname=self.target[0]) as secure:
+            with self._connect() as plain, context.wrap_socket(plain, server_hostname=self.host) as secure:
                 return self._certificate_failure(secure, tls)
         except ssl.SSLCertVerificationError as err:
-            reason = err.verify_message.rstrip(".")
-            return f"shows a certificate that the given CA and its name do not vouch for: {reason}"
+            return self._refusal(err)
         except ssl.SSLError as err:
             if _is_about_our_certificate(err):
                 return _certificate_wanted(tls)
@@ -102,6 +125,16 @@ class _Probe:
         if self._speaks_plainly():
             return "does not speak TLS: drop the certificates, or switch TLS on in the cluster"
         return None
+
+    def _refusal(self, err: ssl.SSLCertVerificationError) -> str:
+        reason = err.verify_message.rstrip(".")
+        if err.verify_code == EXPIRED:
+            return "shows a certificate that has expired: renew it there"
+        if err.verify_code == NOT_YET_VALID:
+            return "shows a certificate that is not valid yet: compare the clocks of both machines"
+        if err.verify_code in OTHER_NAMES:
+            return f"shows a certificate for other names ({reason}): let the cluster be reached by a name in it"
+        return f"shows a certificate that the given CA has not signed ({reason}): give the CA that the cluster uses"
 
     def _certificate_failure(self, secure: ssl.SSLSocket, tls: TlsOptions) -> str | None:
         """In TLS 1.3 a server refuses our certificate only after the handshake: by an alert, or without a word."""
@@ -142,14 +175,17 @@ class _Probe:
         return bool(answer) and answer[0] not in TLS_RECORD_TYPES
 
     def _connect(self) -> socket.socket:
-        return socket.create_connection(self.target, self.timeout_s)
+        return socket.create_connection(self.reach, self.timeout_s)
 
 
 def _is_about_our_certificate(err: ssl.SSLError) -> bool:
-    return any(reason in str(err) for reason in CERTIFICATE_WANTED)
+    return any(reason in str(err) for reason in OUR_CERTIFICATE)
 
 
 def _certificate_wanted(tls: TlsOptions) -> str:
     if tls.cert is None:
         return "wants a client certificate: give cert and key besides ca"
+    ends = x509.load_pem_x509_certificate(tls.cert).not_valid_after_utc
+    if ends < dt.datetime.now(dt.timezone.utc):
+        return f"refuses our client certificate, which has expired at {ends:%Y-%m-%d %H:%M} UTC: renew it"
     return "refuses our client certificate: give one that its CA has signed"

@@ -14,6 +14,8 @@ from airflow_provider_tikvbr.proto import (
     methods,
 )
 from airflow_provider_tikvbr.tikv import errors
+from airflow_provider_tikvbr.tikv.addresses import NO_ADDRESS_MAP, AddressMap
+from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.channel import Connection
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
 from airflow_provider_tikvbr.tikv.model import Peer, Region, Store
@@ -29,15 +31,27 @@ class StoreClient:
     Backup and import calls go to the store's peer address if it has one, the others to its address.
 
     :param store: the store, as PD describes it.
-    :param tls: certificates; None means plain connections.
+    :param tls: certificates, or what keeps them up to date; None means plain connections.
     :param options: settings of the connections.
+    :param address_map: where to reach the store's addresses.
     """
 
-    def __init__(self, store: Store, *, tls: TlsOptions | None, options: GrpcOptions) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        tls: Certificates | TlsOptions | None,
+        options: GrpcOptions,
+        address_map: AddressMap = NO_ADDRESS_MAP,
+    ) -> None:
         self.store = store
-        self._kv = Connection(store.address, tls=tls, options=options, store_id=store.id)
-        same = store.data_address == store.address
-        self._data = self._kv if same else Connection(store.data_address, tls=tls, options=options, store_id=store.id)
+        certificates = Certificates.of(tls)
+
+        def connection(address: str) -> Connection:
+            return Connection(address_map.target(address), tls=certificates, options=options, store_id=store.id)
+
+        self._kv = connection(store.address)
+        self._data = self._kv if store.data_address == store.address else connection(store.data_address)
 
     async def close(self) -> None:
         """End every call and close the connections."""

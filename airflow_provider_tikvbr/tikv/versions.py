@@ -53,11 +53,32 @@ def check_stores(stores: Iterable[Store]) -> None:
         )
 
 
+def oldest_version(cluster_version: str, stores: Iterable[Store]) -> tuple[Version, str]:
+    """The version to rely on: PD's, or that of the oldest store if it is older still.
+
+    PD keeps the cluster's version at that of the oldest store (``server/cluster/cluster.go``, ``OnStoreVersionChange``),
+    but only when a store comes, and a user may set it; the stores do the work.
+
+    :param cluster_version: as PD tells it.
+    :param stores: a store whose version cannot be read, and a TiFlash node, do not count.
+    :return: the version, and how to tell it to a user.
+    """
+    found = parse_version(cluster_version), cluster_version
+    for store in stores:
+        try:
+            version = parse_version(store.version)
+        except ProtocolError:
+            continue
+        if version < found[0] and not store.is_tiflash:
+            found = version, f"{store.version} on store {store.id} ({store.address})"
+    return found
+
+
 def check_v2(version: Version, text: str) -> None:
     """Refuse a cluster of API version V2 from the time when V2 was another format, before 6.1.0.
 
-    :param version: of the cluster.
-    :param text: the same as PD writes it.
+    :param version: of the cluster, see :func:`oldest_version`.
+    :param text: the same for a user.
     :raises UnsupportedError: it is one.
     """
     if version < MIN_V2_VERSION:

@@ -43,12 +43,12 @@ class Authority:
         builder = builder.add_extension(usage, critical=True)
         self.ca = builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
-    def issue(self, *names: str) -> KeyPair:
+    def issue(self, *names: str, expired: bool = False) -> KeyPair:
         """A certificate for hosts or addresses, good for servers and clients alike."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = self._builder(subject, key.public_key())
+        builder = self._builder(subject, key.public_key(), days=-0.5 if expired else 1)
         builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -58,7 +58,9 @@ class Authority:
             key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         )
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, days: float = 1
+    ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.timezone.utc)
         return (
             x509.CertificateBuilder()
@@ -67,7 +69,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

@@ -331,7 +331,7 @@ async def test_tls_mistakes(
             (None, "speaks TLS only: give the CA"),
             (
                 TlsOptions(ca=Authority("other").ca),
-                "shows a certificate that the given CA and its name do not vouch for",
+                "shows a certificate that the given CA has not signed",
             ),
             (tls, "wants a client certificate: give cert and key besides ca"),
         ):
@@ -350,7 +350,7 @@ async def test_a_store_with_other_tls_than_pd(
         tell(embedded, plain)
         tell(secure, locked)
         message = await refused(e.AuthenticationError, embedded)
-        assert message.startswith(plain.stores[0].status_address)
+        assert message.startswith(f"the status server of store {plain.stores[0].id} ({plain.stores[0].status_address})")
         assert "speaks TLS only" in message
         message = await refused(e.AuthenticationError, secure, tls=TlsOptions(ca=authority.ca))
         assert "does not speak TLS" in message

@@ -18,6 +18,7 @@ from airflow_provider_tikvbr.exceptions import (
     UnsupportedError,
 )
 from airflow_provider_tikvbr.tikv import pd_http
+from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.pd import PDClient
@@ -113,7 +114,10 @@ async def answering(handler: Handler) -> AsyncIterator[str]:
 @asynccontextmanager
 async def client(*members: str) -> AsyncIterator[PDHttp]:
     """The client of a PD whose members are known already."""
-    pd = SimpleNamespace(members=members, leader_address=members[0], options=ClusterOptions(pd=members))
+    options = ClusterOptions(pd=members)
+    pd = SimpleNamespace(
+        members=members, leader_address=members[0], options=options, certificates=Certificates(options.tls)
+    )
     made = PDHttp(cast("PDClient", pd))
     yield made
     await made.close()

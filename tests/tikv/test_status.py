@@ -98,7 +98,7 @@ async def test_a_status_server_that_is_switched_off() -> None:
 
 async def test_tls_at_a_plain_port(authority: Authority) -> None:
     async with status_server(200, "{}") as store:
-        with pytest.raises(AuthenticationError, match="do not agree on TLS"):
+        with pytest.raises(AuthenticationError, match="does not speak TLS: drop the certificates"):
             await store_api_version(store, TlsOptions(ca=authority.ca))
 
 
