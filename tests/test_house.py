@@ -24,14 +24,15 @@ KEY_NAMES = {"key", "keys", "start", "end", "start_key", "end_key"}
 ARROWS: Mapping[str, set[str]] = {
     "__init__": set(),
     "exceptions": set(),
+    "logfile": {"exceptions"},
     "proto": set(),
     "storage": {"exceptions", "proto", "tikv.keys"},
     "tikv": {"exceptions", "proto"},
     "rawbr": {"__init__", "exceptions", "proto", "storage", "tikv"},
     "embedded": {"exceptions", "proto", "storage", "tikv.keys", "tikv.values"},
-    "cli": {"__init__", "embedded", "exceptions", "rawbr", "storage", "tikv"},
+    "cli": {"__init__", "embedded", "exceptions", "logfile", "rawbr", "storage", "tikv"},
     # Everything else: what gives the engine an Airflow to live in, and alone knows Airflow.
-    "front": {"__init__", "exceptions", "rawbr", "storage", "tikv"},
+    "front": {"__init__", "exceptions", "logfile", "rawbr", "storage", "tikv"},
 }
 
 MODULES = {

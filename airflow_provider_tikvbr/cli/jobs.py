@@ -15,9 +15,12 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from airflow_provider_tikvbr.cli.logs import LOGGER, announce, logging_to, parse_level, temporary_log_file
+from airflow_provider_tikvbr import __version__
+from airflow_provider_tikvbr.cli.failure import Tally
+from airflow_provider_tikvbr.cli.logs import announce, temporary_log_file
 from airflow_provider_tikvbr.cli.progress import BarProgress, LogProgress
 from airflow_provider_tikvbr.exceptions import JobCancelledError, TikvBrError
+from airflow_provider_tikvbr.logfile import LOGGER, logging_to, parse_level, parse_log_format
 from airflow_provider_tikvbr.rawbr.events import Event, Listener
 
 # Set in the environment, it sends the log to the terminal, as with tikv-br.
@@ -29,10 +32,14 @@ T = TypeVar("T")
 
 
 class Summary(Protocol):
-    """What a job returns: it can say itself in one line."""
+    """What a job returns: what its line says, and the fields of that line."""
 
-    def line(self) -> str:
-        """The parts of the line after time, level and place."""
+    @property
+    def title(self) -> str:
+        """What the line says."""
+
+    def parts(self) -> Mapping[str, object]:
+        """The fields."""
 
 
 S = TypeVar("S", bound=Summary)
@@ -44,10 +51,12 @@ class Output:
 
     :param log_level: name of the lowest level that is written.
     :param log_file: where the log goes; empty means a temporary file if a person watches, standard error if not.
+    :param log_format: ``text`` or ``json``.
     """
 
     log_level: str = "info"
     log_file: str = ""
+    log_format: str = "text"
 
 
 def run_job(
@@ -67,16 +76,25 @@ def run_job(
     :raises TikvBrError: the job failed; a log file, if there is one, tells it already.
     """
     level = parse_level(output.log_level)
+    log_format = parse_log_format(output.log_format)
+    to_terminal = LOG_TO_TERMINAL in os.environ
     # A dumb terminal cannot redraw a line, so it gets log lines like a file.
-    watched = sys.stderr.isatty() and LOG_TO_TERMINAL not in os.environ and os.environ.get("TERM") != "dumb"
-    file = _log_file(output.log_file, watched=watched)
-    with logging_to(file or sys.stderr, level):
+    watched = sys.stderr.isatty() and not to_terminal and os.environ.get("TERM") != "dumb"
+    file = None if to_terminal else _log_file(output.log_file, watched=watched)
+    with logging_to(file or (sys.stdout if to_terminal else sys.stderr), level, log_format=log_format):
         if file:
             click.echo(f"Detail BR log in {file}", err=True)
-            LOGGER.info("arguments", extra={"fields": {"command": title, **arguments}})
+        if file or to_terminal:
+            LOGGER.info("Welcome to tikvbr", extra={"fields": {"release-version": __version__}})
+            LOGGER.info("arguments", extra={"fields": arguments})
+        tally = Tally(title)
+        # On standard output the log holds the line already.
+        to_stdout, to_log = not to_terminal, to_terminal or file is not None
         try:
             with ExitStack() as stack:
-                listeners: list[Listener] = [LogProgress()] if file or not watched else []
+                listeners: list[Listener] = [tally]
+                if file or not watched:
+                    listeners.append(LogProgress())
                 if watched:
                     listeners.append(stack.enter_context(BarProgress()))
 
@@ -86,12 +104,15 @@ def run_job(
 
                 summary = asyncio.run(interruptible(job(listener)))
         except Exception as err:
-            if file:  # without one, the log is where the same sentence appears anyway
+            if to_log:  # without a log of its own, the same sentence appears on standard error anyway
                 known = isinstance(err, TikvBrError)
                 fields = {"error": err, **(err.attrs() if isinstance(err, TikvBrError) else {})}
                 LOGGER.error("%s failed", title, extra={"fields": fields}, exc_info=None if known else err)
+            if said := tally.said_of_checksum(err):
+                click.echo(said)
+            announce(f"{title} failed summary", tally.summary(err), to_stdout=to_stdout, to_log=to_log)
             raise
-        announce(summary.line(), to_log=file is not None)
+        announce(summary.title, summary.parts(), to_stdout=to_stdout, to_log=to_log)
     return summary
 
 
@@ -132,8 +153,6 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _log_file(asked: str, *, watched: bool) -> Path | None:
-    if LOG_TO_TERMINAL in os.environ:
-        return None
     if asked:
         return Path(asked)
     return temporary_log_file(datetime.now(timezone.utc)) if watched else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from airflow_provider_tikvbr.cli.logs import LOGGER
+from airflow_provider_tikvbr.logfile import LOGGER
 from airflow_provider_tikvbr.rawbr.events import Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.humanize import human_size
 

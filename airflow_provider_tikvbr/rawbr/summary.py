@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_rate, human_size
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
@@ -41,12 +43,12 @@ class Checksum:
         return {"crc64xor": self.crc64xor, "total_kvs": self.total_kvs, "total_bytes": self.total_bytes}
 
 
-def _line(title: str, fields: list[tuple[str, object]]) -> str:
-    return " ".join([f'["{title}"]', *(f"[{name}={value}]" for name, value in fields)])
+def _line(title: str, fields: Mapping[str, object]) -> str:
+    return " ".join([f'["{title}"]', *(f"[{name}={value}]" for name, value in fields.items())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _JobSummary:
+class _JobSummary(ABC):
     """What a backup and a restore both report.
 
     :param total_ranges: backup files that were to be written or restored; ``tikv-br`` calls them ranges.
@@ -57,6 +59,7 @@ class _JobSummary:
     :param total_kv_size: bytes of their API keys and values, in the backup's API version.
     :param checksum: the checksum of these pairs.
     :param verified: whether it was compared with the cluster.
+    :param backup_ts: the timestamp from which change capture may go on; None if the backup has none, as outside of V2.
     :param api_version: API version of the cluster.
     :param storage: where the backup is, without secrets.
     :param cluster_id: the cluster.
@@ -64,6 +67,8 @@ class _JobSummary:
     :param start: first user key of the range, in hexadecimal digits; empty for no bound.
     :param end: user key after the range, in hexadecimal digits; empty for no bound.
     """
+
+    title: ClassVar[str]
 
     total_ranges: int
     ranges_succeed: int
@@ -73,6 +78,7 @@ class _JobSummary:
     total_kv_size: int
     checksum: Checksum = field(default_factory=Checksum)
     verified: bool = False
+    backup_ts: int | None = None
     api_version: ApiVersion
     storage: str
     cluster_id: int
@@ -101,19 +107,27 @@ class _JobSummary:
         }
         return {**found, **versions, **derived}
 
-    def _ranges(self) -> list[tuple[str, object]]:
-        return [
-            ("total-ranges", self.total_ranges),
-            ("ranges-succeed", self.ranges_succeed),
-            ("ranges-failed", self.ranges_failed),
-        ]
+    def line(self) -> str:
+        """The success line."""
+        return _line(self.title, self.parts())
 
-    def _pairs(self) -> list[tuple[str, object]]:
-        return [
-            ("total-kv", self.total_kv),
-            ("total-kv-size", human_size(self.total_kv_size)),
-            ("average-speed", human_rate(self.total_kv_size, self.total_take_s)),
-        ]
+    @abstractmethod
+    def parts(self) -> dict[str, object]:
+        """The fields of the line, as ``tikv-br`` names and writes them."""
+
+    def _ranges(self) -> dict[str, object]:
+        return {
+            "total-ranges": self.total_ranges,
+            "ranges-succeed": self.ranges_succeed,
+            "ranges-failed": self.ranges_failed,
+        }
+
+    def _pairs(self) -> dict[str, object]:
+        return {
+            "total-kv": self.total_kv,
+            "total-kv-size": human_size(self.total_kv_size),
+            "average-speed": human_rate(self.total_kv_size, self.total_take_s),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,30 +135,26 @@ class BackupSummary(_JobSummary):
     """What a backup did.
 
     :param backup_total_regions: regions of the range.
-    :param backup_ts: in V2, the timestamp from which change capture may go on; else None.
     :param backup_data_size: bytes of the backup files.
     :param dst_api_version: API version of the backup.
     """
 
+    title: ClassVar[str] = "Raw backup success summary"
+
     backup_total_regions: int
-    backup_ts: int | None = None
     backup_data_size: int
     dst_api_version: ApiVersion
 
-    def line(self) -> str:
-        """The success line."""
-        backup_ts = [("backup-ts", self.backup_ts)] if self.backup_ts is not None else []
-        return _line(
-            "Raw backup success summary",
-            [
-                *self._ranges(),
-                ("backup-total-regions", self.backup_total_regions),
-                ("total-take", human_duration(self.total_take_s)),
-                *backup_ts,
-                *self._pairs(),
-                ("backup-data-size(after-compressed)", human_size(self.backup_data_size)),
-            ],
-        )
+    def parts(self) -> dict[str, object]:
+        """The fields of the line."""
+        return {
+            **self._ranges(),
+            "backup-total-regions": self.backup_total_regions,
+            "total-take": human_duration(self.total_take_s),
+            **({} if self.backup_ts is None else {"backup-ts": self.backup_ts}),
+            **self._pairs(),
+            "backup-data-size(after-compressed)": human_size(self.backup_data_size),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,21 +165,20 @@ class RestoreSummary(_JobSummary):
     :param restore_data_size: bytes of those files.
     """
 
+    title: ClassVar[str] = "Raw restore success summary"
+
     restore_files: int
     restore_data_size: int
 
-    def line(self) -> str:
-        """The success line."""
-        return _line(
-            "Raw restore success summary",
-            [
-                *self._ranges(),
-                ("restore-files", self.restore_files),
-                ("total-take", human_duration(self.total_take_s)),
-                ("restore-data-size(after-compressed)", human_size(self.restore_data_size)),
-                *self._pairs(),
-            ],
-        )
+    def parts(self) -> dict[str, object]:
+        """The fields of the line."""
+        return {
+            **self._ranges(),
+            "restore-files": self.restore_files,
+            "total-take": human_duration(self.total_take_s),
+            "restore-data-size(after-compressed)": human_size(self.restore_data_size),
+            **self._pairs(),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,27 +207,31 @@ class ChecksumSummary:
         """Whether both sides hold the same pairs."""
         return self.expected == self.actual
 
+    @property
+    def title(self) -> str:
+        """What the line says before its fields."""
+        return f"Raw checksum {'success' if self.matches else 'mismatch'} summary"
+
+    def parts(self) -> dict[str, object]:
+        """The fields of the line."""
+        expected: dict[str, object] = {
+            "expected-crc64xor": self.expected.crc64xor,
+            "expected-total-kvs": self.expected.total_kvs,
+            "expected-total-bytes": self.expected.total_bytes,
+        }
+        return {
+            **({} if self.matches else expected),
+            "crc64xor": self.actual.crc64xor,
+            "total-kvs": self.actual.total_kvs,
+            "total-bytes": self.actual.total_bytes,
+            "regions": self.regions,
+            "method": self.method,
+            "total-take": human_duration(self.total_take_s),
+        }
+
     def line(self) -> str:
         """One line for a log, whatever was found."""
-        fields: list[tuple[str, object]] = [
-            ("crc64xor", self.actual.crc64xor),
-            ("total-kvs", self.actual.total_kvs),
-            ("total-bytes", self.actual.total_bytes),
-            ("regions", self.regions),
-            ("method", self.method),
-            ("total-take", human_duration(self.total_take_s)),
-        ]
-        if self.matches:
-            return _line("Raw checksum success summary", fields)
-        return _line(
-            "Raw checksum mismatch summary",
-            [
-                ("expected-crc64xor", self.expected.crc64xor),
-                ("expected-total-kvs", self.expected.total_kvs),
-                ("expected-total-bytes", self.expected.total_bytes),
-                *fields,
-            ],
-        )
+        return _line(self.title, self.parts())
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers by name."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_tikvbr import __version__
 from airflow_provider_tikvbr.cli.jobs import Output, run_job
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError
 from airflow_provider_tikvbr.rawbr.events import Listener, Progress
@@ -18,8 +21,10 @@ from airflow_provider_tikvbr.rawbr.events import Listener, Progress
 
 @dataclass
 class Done:
-    def line(self) -> str:
-        return '["Raw backup success summary"] [total-ranges=3]'
+    title = "Raw backup success summary"
+
+    def parts(self) -> dict[str, object]:
+        return {"total-ranges": 3}
 
 
 async def work(listener: Listener) -> Done:
@@ -60,8 +65,9 @@ def test_a_log_file_gets_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert err == f"Detail BR log in {log}\n"
     assert out.count("\n") == 1
-    arguments, progress, summary = log.read_text().splitlines()
-    assert arguments.endswith('[arguments] [command="Raw backup"] [pd=a:1]')
+    welcome, arguments, progress, summary = log.read_text().splitlines()
+    assert welcome.endswith(f'["Welcome to tikvbr"] [release-version={__version__}]')
+    assert arguments.endswith("[arguments] [pd=a:1]")
     assert "[progress=100.00%]" in progress
     assert summary == out.rstrip("\n")
 
@@ -71,17 +77,36 @@ def test_the_environment_can_keep_the_log_on_the_terminal(
 ) -> None:
     monkeypatch.setenv("BR_LOG_TO_TERM", "1")
     run(work, log_file=str(tmp_path / "log"))
-    assert "[progress=100.00%]" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [re.split(r"\] \[", line)[3].strip('["]') for line in out.splitlines()] == [
+        "Welcome to tikvbr",
+        "arguments",
+        "progress",
+        "Raw backup success summary",
+    ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_on_the_terminal_has_the_format_and_the_level_that_are_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BR_LOG_TO_TERM", "1")
+    run_job("Raw backup", work, output=Output(log_format="json"), arguments={})
+    messages = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
+    assert messages == ["Welcome to tikvbr", "arguments", "progress", "Raw backup success summary"]
+    run_job("Raw backup", work, output=Output(log_level="error"), arguments={})
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_failure_is_in_the_log_file_and_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     with pytest.raises(PDUnavailableError):
         run(fail, log_file=str(log))
-    assert capsys.readouterr().out == ""
-    last = log.read_text().splitlines()[-1]
-    assert '["Raw backup failed"] [error="no PD answers at 10.0.0.1:2379."] [endpoints=' in last
+    *_, told, last = log.read_text().splitlines()
+    assert '["Raw backup failed"] [error="no PD answers at 10.0.0.1:2379."] [endpoints=' in told
+    assert last.endswith('["Raw backup failed summary"] [total-ranges=0] [ranges-succeed=0] [ranges-failed=0]')
+    assert capsys.readouterr().out == f"{last}\n"
 
 
 def test_a_bug_leaves_its_traceback_in_the_log_file(tmp_path: Path) -> None:
@@ -98,7 +123,7 @@ def test_a_log_file_that_cannot_be_written_stops_the_job_before_it_starts(tmp_pa
         begun.append(1)
         return Done()
 
-    with pytest.raises(InvalidOptionError, match="log-file"):
+    with pytest.raises(InvalidOptionError, match="log_file"):
         run(begin, log_file=str(tmp_path / "no" / "log"))
     assert begun == []
 
@@ -144,7 +169,9 @@ def test_a_signal_stops_the_job_and_lets_it_put_the_cluster_back(sign: signal.Si
     process.send_signal(sign)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert out == "putting back\nput back\n"
+    undone, failed = out.split("[", 1)
+    assert undone == "putting back\nput back\n"
+    assert failed.endswith('["Raw backup failed summary"] [total-ranges=0] [ranges-succeed=0] [ranges-failed=0]\n')
     assert f"{sign.name}: stopping and putting the cluster back; press ^C again to quit at once" in err
     assert err.endswith(f"{sign.name} stopped the job before it was complete\n")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from airflow_provider_tikvbr.cli.logs import logging_to
 from airflow_provider_tikvbr.cli.progress import BarProgress, LogProgress, bar, clock
+from airflow_provider_tikvbr.logfile import logging_to
 from airflow_provider_tikvbr.rawbr.events import Note, Progress
 
 
