@@ -45,7 +45,9 @@ class BackupRawOperator(EngineTask, BaseOperator):
     :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
         ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
     :param crypter_key_file: instead, a file on the worker that holds the key in hexadecimal digits.
-    :param gcttl: in API V2, how long GC is held after the job's last sign of life, such as ``5m``.
+    :param gcttl: in API V2, how long GC is held back if the job succeeds, such as ``24h``: until then a changefeed can be
+        made from backup-ts on. While the job runs GC is held in any case; a job that fails ends the hold.
+    :param gcttl_from: ``start`` or ``end``: from when on ``gcttl`` counts.
     :param safe_interval: in API V2, how far backup-ts lies in the past, such as ``1m``.
     :param checksum: compare the backup with the cluster afterwards; nothing may be written or expire meanwhile.
     :param checksum_concurrency: regions that are counted at a time.
@@ -70,6 +72,7 @@ class BackupRawOperator(EngineTask, BaseOperator):
         "crypter_method",
         "crypter_key_file",
         "gcttl",
+        "gcttl_from",
         "safe_interval",
         "checksum",
         "checksum_concurrency",
@@ -98,6 +101,7 @@ class BackupRawOperator(EngineTask, BaseOperator):
         crypter_key: str = "",
         crypter_key_file: str = "",
         gcttl: str | timedelta = "5m",
+        gcttl_from: str = "start",
         safe_interval: str | timedelta = "1m",
         checksum: bool | str = False,
         checksum_concurrency: int | str = 512,
@@ -123,6 +127,7 @@ class BackupRawOperator(EngineTask, BaseOperator):
         self.crypter_key = crypter_key
         self.crypter_key_file = crypter_key_file
         self.gcttl = gcttl
+        self.gcttl_from = gcttl_from
         self.safe_interval = safe_interval
         self.checksum = checksum
         self.checksum_concurrency = checksum_concurrency
@@ -151,6 +156,7 @@ class BackupRawOperator(EngineTask, BaseOperator):
                 crypter_key=self.rendered_crypter_key(context),
                 crypter_key_file=self.crypter_key_file,
                 gcttl=self.gcttl,
+                gcttl_from=self.gcttl_from,
                 safe_interval=self.safe_interval,
                 checksum=self.checksum,
                 checksum_concurrency=self.checksum_concurrency,

@@ -7,6 +7,7 @@ without a gap, and then writes backupmeta, which makes the heap of files a backu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Iterable
@@ -29,9 +30,9 @@ from airflow_provider_tikvbr.rawbr.gates import (
     check_can_checksum,
     check_can_convert,
     check_can_encrypt,
-    check_can_open,
     has_backup_ts,
 )
+from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
 from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, withdraw_meta, write_meta
@@ -70,57 +71,55 @@ async def backup(
     """
     started = time.monotonic()
     dst = destination(cluster, options)
+    check_can_write(cluster, storage.backend())
     await storage.prepare()
-    check_can_open(cluster, storage.backend())
-    async with BackupLock.acquire(storage, owner=options.owner) as lock:
-        safepoint = _safepoint(cluster, options, listener)
-        meta: brpb_pb2.BackupMeta | None = None
-        try:
-            async with hold(*_leases(cluster, options, safepoint, listener)):
-                keys = cluster.codec.api_range(options.keys)
-                regions = await count_regions(cluster, keys, listener)
-                coverage = Coverage(
-                    backup_request(cluster, options, dst),
-                    codec=cluster.codec,
-                    storage=storage,
-                    step=STEP,
-                    total=regions,
-                    listener=listener,
-                )
-                await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
-                files = await _finished_files(storage, coverage, options)
-                if safepoint is not None:
-                    safepoint.check()
-                await lock.confirm()
-                meta = build_meta(
-                    cluster_id=cluster.cluster_id,
-                    cluster_version=cluster.cluster_version_text,
-                    api_version=dst,
-                    keys=dst_codec(cluster, dst).api_range(options.keys),
-                    files=files,
-                )
-                await write_meta(storage, meta, options.cipher)
-        except asyncio.CancelledError:
-            # Whoever stops a backup can start it again in the same place.
-            if meta is not None:
-                await settle(withdraw_meta(storage, meta, options.cipher))
-            raise
-    if lock.left_behind is not None:
-        listener(Note(level="warning", message=lock.left_behind))
-    await _remove_replaced(storage, coverage, files, listener)
-    if not coverage.checksum.total_kvs:
-        listener(Note(level="warning", message="there is no data in the range: the backup is complete and empty"))
-    if options.checksum:
-        try:
-            await _verify(cluster, options, dst, coverage, listener)
-        except TransientError as err:
-            if not storage.keeps:
+    # GC is held until the job is over, so that what is left of gcttl is left for whoever comes next.
+    async with contextlib.AsyncExitStack() as until_the_end:
+        async with BackupLock.acquire(storage, owner=options.owner) as lock:
+            safepoint = _safepoint(cluster, options, listener)
+            if safepoint is not None:
+                await until_the_end.enter_async_context(safepoint)
+            meta: brpb_pb2.BackupMeta | None = None
+            try:
+                async with hold(*_leases(cluster, options, listener)):
+                    keys = cluster.codec.api_range(options.keys)
+                    regions = await count_regions(cluster, keys, listener)
+                    coverage = Coverage(
+                        backup_request(cluster, options, dst),
+                        codec=cluster.codec,
+                        storage=storage,
+                        step=STEP,
+                        total=regions,
+                        listener=listener,
+                    )
+                    await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
+                    files = await _finished_files(storage, coverage, options)
+                    if safepoint is not None:
+                        safepoint.check()
+                    await lock.confirm()
+                    meta = build_meta(
+                        cluster_id=cluster.cluster_id,
+                        cluster_version=cluster.cluster_version_text,
+                        api_version=dst,
+                        keys=dst_codec(cluster, dst).api_range(options.keys),
+                        files=files,
+                        backup_ts=safepoint.backup_ts if safepoint is not None else None,
+                    )
+                    await write_meta(storage, meta, options.cipher)
+            except asyncio.CancelledError:
+                # Whoever stops a backup can start it again in the same place.
+                if meta is not None:
+                    await settle(withdraw_meta(storage, meta, options.cipher))
                 raise
-            # Not transient for the caller: another try would be refused, because the backup exists.
-            raise UnverifiedError(
-                f"the backup in {storage.display_url} is complete, but could not be compared with the cluster: {err};"
-                " do not back up again, but compare the two later"
-            ) from err
+        if lock.left_behind is not None:
+            listener(Note(level="warning", message=lock.left_behind))
+        await _remove_replaced(storage, coverage, files, listener)
+        if not coverage.checksum.total_kvs:
+            listener(Note(level="warning", message="there is no data in the range: the backup is complete and empty"))
+        if options.checksum:
+            await _verify(cluster, storage, options, dst, coverage, listener)
+        if safepoint is not None:
+            await safepoint.leave()
     return BackupSummary(
         total_ranges=len(files),
         ranges_succeed=len(files),
@@ -164,14 +163,16 @@ def dst_codec(cluster: Cluster, dst: ApiVersion) -> KeyCodec:
 def _safepoint(cluster: Cluster, options: BackupOptions, listener: Listener) -> SafepointLease | None:
     if not has_backup_ts(cluster):
         return None
-    return SafepointLease(cluster, ttl_s=options.gc_ttl_s, safe_interval_s=options.safe_interval_s, listener=listener)
+    return SafepointLease(
+        cluster,
+        safe_interval_s=options.safe_interval_s,
+        gc_ttl_s=options.gc_ttl_s,
+        gcttl_from=options.gcttl_from,
+        listener=listener,
+    )
 
 
-def _leases(
-    cluster: Cluster, options: BackupOptions, safepoint: SafepointLease | None, listener: Listener
-) -> Iterable[Lease]:
-    if safepoint is not None:
-        yield safepoint
+def _leases(cluster: Cluster, options: BackupOptions, listener: Listener) -> Iterable[Lease]:
     if options.remove_schedulers:
         yield SchedulerLease(cluster, listener=listener)
 
@@ -227,18 +228,32 @@ async def _remove_replaced(
 
 
 async def _verify(
-    cluster: Cluster, options: BackupOptions, dst: ApiVersion, coverage: Coverage, listener: Listener
+    cluster: Cluster,
+    storage: Storage,
+    options: BackupOptions,
+    dst: ApiVersion,
+    coverage: Coverage,
+    listener: Listener,
 ) -> None:
     warn_of_expiry(cluster, listener)
-    live = await live_checksum(
-        cluster,
-        options.keys,
-        dst,
-        concurrency=options.checksum_concurrency,
-        budget_s=options.budget_s,
-        listener=listener,
-        step=CHECKSUM_STEP,
-    )
+    try:
+        live = await live_checksum(
+            cluster,
+            options.keys,
+            dst,
+            concurrency=options.checksum_concurrency,
+            budget_s=options.budget_s,
+            listener=listener,
+            step=CHECKSUM_STEP,
+        )
+    except TransientError as err:
+        if not storage.keeps:
+            raise
+        # Not transient for the caller: another try would be refused, because the backup exists.
+        raise UnverifiedError(
+            f"the backup in {storage.display_url} is complete, but could not be compared with the cluster: {err};"
+            " do not back up again, but compare the two later"
+        ) from err
     if live.checksum != coverage.checksum:
         raise ChecksumMismatchError(
             "the backup is written, but the cluster does not hold the same pairs: the backup has"

@@ -112,10 +112,14 @@ class Lease(ABC):
     ) -> None:
         await self.stop()
 
-    async def _stop(self) -> None:
+    async def pause(self) -> None:
+        """Renew no more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _stop(self) -> None:
+        await self.pause()
         await self._undo()
 
     def _begin_to_keep(self, *, told: bool = False) -> None:
@@ -168,7 +172,10 @@ class Lease(ABC):
 
 
 class _StoresLease(Lease):
-    """A change of every store that is up. One that does not answer now is told of, and gets it at a renewal."""
+    """A change of every store that may hold data, those that are being removed too: their peers take files in as well.
+
+    One that does not answer now is told of, and gets it at a renewal.
+    """
 
     def __init__(self, cluster: Cluster, *, renew_s: float, listener: Listener) -> None:
         super().__init__(cluster, renew_s=renew_s, listener=listener)
@@ -200,7 +207,7 @@ class _StoresLease(Lease):
 
     async def arm(self) -> None:
         """Change all stores, each whatever becomes of the others."""
-        stores = await self.cluster.up_stores()
+        stores = await self.cluster.data_stores()
         ids = [s.id for s in stores]
         done = await asyncio.gather(*(self._change(i) for i in ids), return_exceptions=True)
         errors = [e for e in done if isinstance(e, BaseException)]

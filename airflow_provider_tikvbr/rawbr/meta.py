@@ -51,25 +51,35 @@ def build_meta(
     api_version: ApiVersion,
     keys: KeyRange[ApiKey],
     files: Iterable[brpb_pb2.File],
+    backup_ts: int | None = None,
 ) -> brpb_pb2.BackupMeta:
     """Describe a finished backup as tikv-br does.
+
+    The backup-ts stands where backups of other kinds of data have theirs; tikv-br shows it, but does not heed it.
 
     :param cluster_version: as PD tells it, without a leading ``v``.
     :param api_version: of the files, which is the destination's if they were converted.
     :param keys: the range that was asked for, as API keys of ``api_version``.
     :param files: what the stores reported.
+    :param backup_ts: from when on change capture may go on; None for a backup that does not know.
     """
     ordered: list[brpb_pb2.File] = sorted(files, key=lambda file: (file.start_key, file.name))
     return brpb_pb2.BackupMeta(
         cluster_id=cluster_id,
         cluster_version=cluster_version,
         files=ordered,
+        end_version=backup_ts or 0,
         is_raw_kv=True,
         raw_ranges=[brpb_pb2.RawRange(start_key=keys.start, end_key=keys.end, cf=RAW_CF)],
         ddls=b"[]",
         br_version=BR_VERSION,
         api_version=int(api_version),  # type: ignore[arg-type]
     )
+
+
+def backup_ts_in(meta: brpb_pb2.BackupMeta) -> int | None:
+    """The timestamp from which change capture may go on; None if the backup has none, such as those of tikv-br."""
+    return meta.end_version or None
 
 
 def backup_range(meta: brpb_pb2.BackupMeta) -> KeyRange[ApiKey]:

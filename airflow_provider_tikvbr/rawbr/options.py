@@ -7,6 +7,7 @@ or what a template made of them. An empty text and None mean the default.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -26,6 +27,8 @@ from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, 
 
 MAX_UINT32 = (1 << 32) - 1
 MAX_INT32 = (1 << 31) - 1
+# As many seconds as PD can count: more than anybody will wait.
+MAX_GC_TTL_S = (1 << 62) - 1
 
 DEFAULT_GC_TTL_S = 300
 DEFAULT_SAFE_INTERVAL_S = 60
@@ -57,6 +60,29 @@ class Compression(enum.IntEnum):
             ) from None
 
 
+class GcTtlFrom(enum.Enum):
+    """From when on a backup's ``gcttl`` counts."""
+
+    START = "start"
+    END = "end"
+
+    @classmethod
+    def parse(cls, text: str | GcTtlFrom | None) -> GcTtlFrom:
+        """Read one in any case; empty means the start, as with tikv-br.
+
+        :raises InvalidOptionError: there is no such moment.
+        """
+        if isinstance(text, GcTtlFrom):
+            return text
+        word = parse_text(text, parameter="gcttl_from").strip().lower() or "start"
+        try:
+            return cls(word)
+        except ValueError:
+            raise InvalidOptionError(
+                f"gcttl_from {text!r} is not known: give start or end", parameter="gcttl_from"
+            ) from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupOptions:
     """What a backup is told.
@@ -68,7 +94,8 @@ class BackupOptions:
     :param rate_limit: bytes per second that each store may write; 0 means no limit.
     :param concurrency: sent to TiKV, which goes by its own ``backup.num-threads`` instead.
     :param cipher: how the files and backupmeta are encrypted.
-    :param gc_ttl_s: in V2, seconds for which GC is held after the last sign of life of the job.
+    :param gc_ttl_s: in V2, seconds for which GC is held back if the job succeeds; while it runs GC is held in any case.
+    :param gcttl_from: whether these seconds count from the start or from the end of the job.
     :param safe_interval_s: in V2, seconds by which backup-ts lies in the past.
     :param checksum: whether the backup is compared with the cluster afterwards.
     :param checksum_concurrency: regions that are counted at a time.
@@ -85,6 +112,7 @@ class BackupOptions:
     concurrency: int = 0
     cipher: Cipher = field(default=PLAINTEXT)
     gc_ttl_s: int = DEFAULT_GC_TTL_S
+    gcttl_from: GcTtlFrom = GcTtlFrom.START
     safe_interval_s: float = DEFAULT_SAFE_INTERVAL_S
     checksum: bool = False
     checksum_concurrency: int = DEFAULT_CHECKSUM_CONCURRENCY
@@ -156,6 +184,7 @@ def backup_options(
     crypter_key: str = "",
     crypter_key_file: str = "",
     gcttl: Duration = "5m",
+    gcttl_from: str | GcTtlFrom = "start",
     safe_interval: Duration = "1m",
     checksum: bool | str = False,
     checksum_concurrency: Number = DEFAULT_CHECKSUM_CONCURRENCY,
@@ -167,8 +196,10 @@ def backup_options(
 
     :raises InvalidOptionError: one of them cannot be right; it names which.
     """
-    # PD counts in whole seconds, and the hold is renewed each third of the TTL.
-    gc_ttl_s = int(parse_duration(gcttl, parameter="gcttl", default=DEFAULT_GC_TTL_S, minimum_s=3))
+    # PD counts whole seconds.
+    gc_ttl_s = math.ceil(parse_duration(gcttl, parameter="gcttl", default=DEFAULT_GC_TTL_S))
+    if gc_ttl_s > MAX_GC_TTL_S:
+        raise InvalidOptionError(f"gcttl is {gcttl}: PD cannot count so far, give less", parameter="gcttl")
     return BackupOptions(
         keys=parse_key_range(start, end, format),
         dst_api_version=parse_api_version(dst_api_version, parameter="dst_api_version"),
@@ -180,6 +211,7 @@ def backup_options(
         concurrency=parse_whole(concurrency, parameter="concurrency", default=0, maximum=MAX_UINT32),
         cipher=parse_cipher(crypter_method, crypter_key, crypter_key_file),
         gc_ttl_s=gc_ttl_s,
+        gcttl_from=GcTtlFrom.parse(gcttl_from),
         safe_interval_s=parse_duration(safe_interval, parameter="safe_interval", default=DEFAULT_SAFE_INTERVAL_S),
         checksum=parse_flag(checksum, parameter="checksum"),
         checksum_concurrency=_parse_checksum_concurrency(checksum_concurrency),

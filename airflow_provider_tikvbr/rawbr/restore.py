@@ -25,12 +25,12 @@ from airflow_provider_tikvbr.rawbr.gates import (
     can_split,
     check_can_checksum,
     check_can_encrypt,
-    check_can_open,
 )
+from airflow_provider_tikvbr.rawbr.gates_storage import check_can_read
 from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
 from airflow_provider_tikvbr.rawbr.limits import region_limits
-from airflow_provider_tikvbr.rawbr.meta import check_files, read_meta
+from airflow_provider_tikvbr.rawbr.meta import backup_ts_in, check_files, read_meta
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan, make_plan, plan_splits
 from airflow_provider_tikvbr.rawbr.split import split_and_scatter
@@ -68,7 +68,7 @@ async def restore(
     if options.checksum:
         check_can_checksum(cluster)
     check_can_encrypt(cluster, options.cipher)
-    check_can_open(cluster, storage.backend())
+    check_can_read(cluster, storage.backend())
     meta = await read_meta(storage, options.cipher)
     plan = make_plan(meta, cluster.codec, options.keys)
     await check_files(storage, [planned.file for planned in plan.files])
@@ -92,6 +92,7 @@ async def restore(
         total_kv_size=expected.total_bytes,
         checksum=expected,
         verified=options.checksum,
+        backup_ts=backup_ts_in(meta),
         api_version=cluster.api_version,
         storage=storage.display_url,
         cluster_id=cluster.cluster_id,

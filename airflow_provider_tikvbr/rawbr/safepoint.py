@@ -1,24 +1,31 @@
 """Hold garbage collection back while a V2 backup runs, so that change capture can go on where the backup began.
 
 The backup registers a service safepoint just below its backup-ts. tikv-br sets it once and lets it expire, so a backup
-that takes longer than the TTL loses it; this one is set again every third of the TTL and removed at the end. Source:
-tikv-br, ``pkg/backup/client.go`` and ``pkg/utils/safe_point.go``; PD, ``server/grpc_service.go``.
+that takes longer than the TTL loses it; this one is set again every third of the TTL. A backup that succeeds leaves it
+behind for as long as its user asked, so that a changefeed can be made from backup-ts on; every other one removes it.
+Source: tikv-br, ``pkg/backup/client.go`` and ``pkg/utils/safe_point.go``; PD, ``server/grpc_service.go``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
-from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError, TerminalError
-from airflow_provider_tikvbr.rawbr.events import Listener, ignore
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError, TerminalError, TikvBrError
+from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.humanize import human_duration
 from airflow_provider_tikvbr.rawbr.leases import Lease
+from airflow_provider_tikvbr.rawbr.options import DEFAULT_GC_TTL_S, GcTtlFrom
+from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS
 
 # How much shorter the pause between two renewals is than the TTL.
 RENEWALS_PER_TTL = 3
+# Least TTL while the backup runs, in seconds, however short the user wants it held: PD may be busy or change its leader.
+LEAST_TTL_S = 30
 
 
 def backup_ts_of(now: int, safe_interval_s: float) -> int:
@@ -34,20 +41,33 @@ class SafepointLease(Lease):
     """A service safepoint at ``backup_ts - 1``.
 
     :param cluster: the cluster whose garbage collection is held back.
-    :param ttl_s: seconds for which PD keeps it after the last renewal.
     :param safe_interval_s: seconds by which backup-ts lies in the past.
+    :param gc_ttl_s: seconds for which it stays if the job succeeds; while the job runs it stays in any case.
+    :param gcttl_from: whether these count from the registration or from the end of the job.
     :param listener: told what could not be renewed or removed.
     """
 
     name = "the GC safepoint of the backup"
 
-    def __init__(self, cluster: Cluster, *, ttl_s: int, safe_interval_s: float, listener: Listener = ignore) -> None:
-        super().__init__(cluster, renew_s=ttl_s / RENEWALS_PER_TTL, listener=listener)
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        safe_interval_s: float,
+        gc_ttl_s: int = DEFAULT_GC_TTL_S,
+        gcttl_from: GcTtlFrom = GcTtlFrom.START,
+        listener: Listener = ignore,
+    ) -> None:
+        self._running_ttl_s = max(gc_ttl_s, LEAST_TTL_S)
+        super().__init__(cluster, renew_s=self._running_ttl_s / RENEWALS_PER_TTL, listener=listener)
         self.service_id = f"br-{uuid.uuid4()}"
         self.backup_ts = 0
-        self._ttl_s = ttl_s
+        self._gc_ttl_s = gc_ttl_s
+        self._gcttl_from = gcttl_from
         self._safe_interval_s = safe_interval_s
+        self._registered_at = 0.0
         self._lost: str | None = None
+        self._left = False
 
     async def start(self) -> None:
         """Choose backup-ts and register.
@@ -59,12 +79,46 @@ class SafepointLease(Lease):
         gc_safe_point = await pd.gc_safe_point()
         if self.backup_ts <= gc_safe_point:
             raise self._passed(gc_safe_point)
+        self._registered_at = asyncio.get_running_loop().time()
         await super().start()
 
     async def arm(self) -> None:
         """Register, or make it last longer."""
+        await self._register(self._running_ttl_s)
+
+    async def leave(self) -> None:
+        """Let it run out by itself at the time that the user asked for: the last thing of a job that succeeds.
+
+        If that time is over it is left to :meth:`stop`, which removes it.
+        """
+        await self.pause()
+        elapsed_s = asyncio.get_running_loop().time() - self._registered_at
+        ttl_s = self._gc_ttl_s
+        if self._gcttl_from is GcTtlFrom.START:
+            # PD counts whole seconds: rather one too many than one too few.
+            ttl_s = math.ceil(ttl_s - elapsed_s)
+        if ttl_s <= 0:
+            return
+        await settle(self._leave(ttl_s))
+        # Not if the job is stopped meanwhile.
+        self._left = True
+
+    async def _leave(self, ttl_s: int) -> None:
+        try:
+            await self._register(ttl_s)
+        except TikvBrError as err:
+            # The backup is complete, and what was registered last holds for a while too.
+            message = f"could not let {self.name} last for another {human_duration(ttl_s)}: {err}"
+            self.listener(Note(level="warning", message=message))
+
+    async def stop(self) -> None:
+        """Remove it, unless it was left to run out."""
+        if not self._left:
+            await super().stop()
+
+    async def _register(self, ttl_s: int) -> None:
         lowest = await self.cluster.pd.update_service_safe_point(
-            service_id=self.service_id, ttl_s=self._ttl_s, safe_point=self.backup_ts - 1
+            service_id=self.service_id, ttl_s=ttl_s, safe_point=self.backup_ts - 1
         )
         # PD keeps a safepoint only if it is not below the lowest one, so this tells whether it is in force.
         if lowest > self.backup_ts - 1:
@@ -89,7 +143,7 @@ class SafepointLease(Lease):
         """
         if self._lost is not None:
             raise PDUnavailableError(
-                f"the GC safepoint of the backup expired because PD did not answer for {human_duration(self._ttl_s)}:"
+                f"the GC safepoint of the backup expired because PD did not answer for {human_duration(self._running_ttl_s)}:"
                 f" {self._lost}"
             )
 

@@ -25,6 +25,7 @@ from airflow_provider_tikvbr.exceptions import (
     UnverifiedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, methods
+from airflow_provider_tikvbr.rawbr import safepoint
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.events import Progress
 from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
@@ -85,10 +86,18 @@ def check_meta(meta: brpb_pb2.BackupMeta, embedded: EmbeddedCluster, dst: ApiVer
         assert left.end_key == right.start_key
 
 
-def undisturbed(embedded: EmbeddedCluster) -> bool:
-    """Whether nothing is left on the cluster of what a backup sets there."""
+def undisturbed(embedded: EmbeddedCluster, left: BackupSummary | None = None) -> bool:
+    """Whether nothing is left on the cluster of what a backup sets there.
+
+    :param left: a backup that may leave the GC safepoint that it promises.
+    """
     pd = embedded.pd
-    return not pd.safe_points.services() and not pd.schedulers.paused() and not pd.config.ttl_values(after_s=1)
+    points = [left.backup_ts - 1] if left is not None and left.backup_ts is not None else []
+    return (
+        [service.safe_point for service in pd.safe_points.services().values()] == points
+        and not pd.schedulers.paused()
+        and not pd.config.ttl_values(after_s=1)
+    )
 
 
 @pytest.mark.parametrize("version", [V1, V1TTL, V2])
@@ -98,7 +107,7 @@ async def test_everything(version: ApiVersion, tmp_path: Path) -> None:
     async with cluster(tmp_path, version) as (embedded, client):
         summary = await run(client, place, events, checksum=True)
         meta, found = await content(place)
-        assert undisturbed(embedded)
+        assert undisturbed(embedded, left=summary)
         check_meta(meta, embedded, version, EVERYTHING)
     assert found == [(*pair, 0) for pair in pairs]
     assert summary.checksum == checksum_of(pairs, KeyCodec(version).prefix)
@@ -200,12 +209,12 @@ async def test_a_range_without_data(tmp_path: Path) -> None:
 async def test_an_existing_backup_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "place"
     async with cluster(tmp_path, V2) as (embedded, client):
-        await run(client, place)
+        first = await run(client, place)
         before = {name: (place / name).read_bytes() for name in names(place)}
         with pytest.raises(BackupExistsError, match="holds a backup already"):
             await run(client, place)
         assert {name: (place / name).read_bytes() for name in names(place)} == before
-        assert undisturbed(embedded)
+        assert undisturbed(embedded, left=first)
 
 
 async def test_a_locked_place_is_refused_but_to_its_owner(tmp_path: Path) -> None:
@@ -317,7 +326,27 @@ async def test_refused_when_gc_has_passed(tmp_path: Path) -> None:
     assert not names(place)
 
 
-async def test_a_safepoint_that_was_lost_ends_the_backup(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gcttl", "gcttl_from", "left"), [("0", "end", 0), ("24h", "end", 86400), ("24h", "start", 86400)]
+)
+async def test_gc_is_held_as_long_as_asked(gcttl: str, gcttl_from: str, left: int, tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2) as (embedded, client):
+        summary = await run(client, tmp_path / "place", gcttl=gcttl, gcttl_from=gcttl_from, checksum=True)
+        held = list(embedded.pd.safe_points.services().values())
+        assert [service.safe_point for service in held] == ([(summary.backup_ts or 0) - 1] if left else [])
+        assert all(left - 30 < embedded.pd.safe_points.ttl_s(service) <= left for service in held)
+
+
+async def test_backup_ts_is_kept_in_the_backup(tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2) as (_, client):
+        summary = await run(client, tmp_path / "place")
+        meta, _ = await content(tmp_path / "place")
+    assert summary.backup_ts
+    assert (meta.start_version, meta.end_version) == (0, summary.backup_ts)
+
+
+async def test_a_safepoint_that_was_lost_ends_the_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safepoint, "LEAST_TTL_S", 3)
     place = tmp_path / "place"
     async with cluster(tmp_path, V2) as (embedded, client):
         safe_points = embedded.pd.safe_points

@@ -11,6 +11,7 @@ from airflow_provider_tikvbr.rawbr.options import (
     BackupOptions,
     ChecksumOptions,
     Compression,
+    GcTtlFrom,
     RestoreOptions,
     backup_options,
     checksum_options,
@@ -40,6 +41,7 @@ def test_text_and_native_values_mean_the_same() -> None:
         ratelimit_unit=1000,
         concurrency=4,
         gcttl=timedelta(minutes=10),
+        gcttl_from=GcTtlFrom.END,
         safe_interval=90,
         checksum=True,
         checksum_concurrency=7,
@@ -57,6 +59,7 @@ def test_text_and_native_values_mean_the_same() -> None:
         ratelimit_unit="1000",
         concurrency="4",
         gcttl="10m",
+        gcttl_from="End",
         safe_interval="90",
         checksum="True",
         checksum_concurrency="7",
@@ -74,11 +77,16 @@ def test_what_is_empty_means_the_default(empty: Any) -> None:
         return dict.fromkeys(names.split(), empty)
 
     names = "format dst_api_version compression compression_level ratelimit ratelimit_unit concurrency crypter_method"
-    names += " crypter_key_file gcttl safe_interval checksum checksum_concurrency remove_schedulers budget"
+    names += " crypter_key_file gcttl gcttl_from safe_interval checksum checksum_concurrency remove_schedulers budget"
     assert backup_options(**empties(names)) == BackupOptions()
     names = "merge_region_size_bytes merge_region_key_count split_region_max_keys switch_mode_interval online budget"
     assert restore_options(**empties(names)) == RestoreOptions()
     assert checksum_options(format=empty, budget=empty) == ChecksumOptions()
+
+
+@pytest.mark.parametrize(("gcttl", "seconds"), [(0, 0), ("0s", 0), ("1h30m", 5400), ("300ms", 1), ("2900ms", 3)])
+def test_gc_is_held_for_whole_seconds(gcttl: Any, seconds: int) -> None:
+    assert backup_options(gcttl=gcttl).gc_ttl_s == seconds
 
 
 def test_rate_limit_counts_in_mebibytes() -> None:
@@ -127,8 +135,10 @@ def test_cipher(tmp_path: Path) -> None:
         ({"crypter_method": "rot13"}, "crypter_method"),
         ({"crypter_method": "aes128-ctr"}, "crypter_key"),
         ({"gcttl": "5 minutes"}, "gcttl"),
-        ({"gcttl": "0"}, "gcttl"),
-        ({"gcttl": "2900ms"}, "gcttl"),
+        ({"gcttl": "-1s"}, "gcttl"),
+        ({"gcttl": 1e19}, "gcttl"),
+        ({"gcttl_from": "middle"}, "gcttl_from"),
+        ({"gcttl_from": 5}, "gcttl_from"),
         ({"gcttl": True}, "gcttl"),
         ({"gcttl": float("nan")}, "gcttl"),
         ({"gcttl": float("inf")}, "gcttl"),

@@ -61,11 +61,17 @@ async def check(place: Path, summary: BackupSummary, version: ApiVersion = V1) -
     assert names(place) == {META_NAME, *(file.name for file in meta.files)}
 
 
-def undisturbed(embedded: EmbeddedCluster, place: Path) -> bool:
-    """Whether nothing is left of a backup that failed but files that no backupmeta names."""
+def undisturbed(embedded: EmbeddedCluster, place: Path, summary: BackupSummary | None = None) -> bool:
+    """Whether nothing is left of a backup that failed but files that no backupmeta names.
+
+    :param summary: a backup that succeeded: it leaves the GC safepoint that it promises, and its backupmeta.
+    """
     pd = embedded.pd
-    left = pd.safe_points.services() or pd.schedulers.paused() or pd.config.ttl_values(after_s=1)
-    return not left and not names(place) & {META_NAME, LOCK_NAME}
+    points = [summary.backup_ts - 1] if summary is not None and summary.backup_ts is not None else []
+    if [service.safe_point for service in pd.safe_points.services().values()] != points:
+        return False
+    left = pd.schedulers.paused() or pd.config.ttl_values(after_s=1)
+    return not left and names(place) & {META_NAME, LOCK_NAME} == ({META_NAME} if summary is not None else set())
 
 
 def move_leaders(embedded: EmbeddedCluster, from_store: int) -> None:
@@ -99,7 +105,7 @@ async def test_what_a_store_leaves_out_is_asked_for_again(
     async with cluster(tmp_path, version) as (embedded, client):
         embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1)
         summary = await run(client, tmp_path / "place")
-        assert undisturbed(embedded, tmp_path)
+        assert undisturbed(embedded, tmp_path / "place", summary)
     await check(tmp_path / "place", summary, version)
 
 
@@ -112,7 +118,7 @@ async def test_a_try_after_one_that_died(release: str, tmp_path: Path) -> None:
         (place / META_NAME).unlink()
         left = names(place)
         summary = await run(client, place, events, owner="run")
-        assert undisturbed(embedded, tmp_path)
+        assert undisturbed(embedded, tmp_path / "place", summary)
     assert summary.checksum == first.checksum == checksum_of(make_pairs())
     async with open_storage(f"local://{place}") as storage:
         meta = await read_meta(storage)
