@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.data import ClusterData, UserPair
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.keyspaces import Keyspaces
 from airflow_provider_tikvbr.embedded.node import PdNode, StoreNode
 from airflow_provider_tikvbr.embedded.operators import Operators
 from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
@@ -25,7 +26,12 @@ from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.topology import Topology
-from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
+
+# The ports at which PD and TiKV usually listen.
+PD_PORT = 2379
+STORE_PORT = 20160
+STATUS_PORT = 20180
 
 
 class EmbeddedCluster:
@@ -39,9 +45,12 @@ class EmbeddedCluster:
     :param pd_members: number of PD members; the first one leads at the start.
     :param store_port: gRPC port of the first store, the others follow; 0 for any.
     :param host: where to listen, and what PD tells clients.
+    :param domain: what PD tells clients instead: names in this domain and TiKV's usual ports, as in a network that
+        clients are not in; see :attr:`address_map`.
     :param tls: TLS of every port, or None.
     :param version: version that PD and the stores announce.
     :param split_keys: user keys at which a new cluster is split.
+    :param keyspaces: keyspaces to create, by name; V2 has a default one in any case.
     :param cluster_id: id of a new cluster; a random one by default.
     :param clock: seconds since the epoch, for everything that PD lets expire.
     :raises InvalidOptionError: at :meth:`start`, if the directory holds another kind of cluster or is in use.
@@ -58,9 +67,11 @@ class EmbeddedCluster:
         pd_members: int = 1,
         store_port: int = 0,
         host: str = "127.0.0.1",
+        domain: str = "",
         tls: ServerTls | None = None,
         version: str = "8.5.0",
         split_keys: Sequence[UserKey] = (),
+        keyspaces: Mapping[str, int] | None = None,
         cluster_id: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -74,9 +85,11 @@ class EmbeddedCluster:
         self._pd_members = pd_members
         self._store_port = store_port
         self._host = host
+        self._domain = domain
         self._tls = tls
         self._version = version
         self._split_keys = tuple(split_keys)
+        self._keyspaces = dict(keyspaces or {})
         self._cluster_id = cluster_id
         self._clock = clock
         self._state: ClusterState | None = None
@@ -115,11 +128,17 @@ class EmbeddedCluster:
         )
         topology.on_death.append(self._bury)
         members = tuple(
-            PdMember(name=f"pd-{at}", member_id=(topology.cluster_id >> 1) + at, version=self._version)
+            PdMember(
+                name=f"pd-{at}",
+                member_id=(topology.cluster_id >> 1) + at,
+                version=self._version,
+                advertised_url=self._advertised_url(f"pd-{at}"),
+            )
             for at in range(self._pd_members)
         )
         self._pd = PlacementDriver(
             topology=topology,
+            keyspaces=Keyspaces(state=state),
             safe_points=SafePoints(
                 state=state, clock=self._clock, barriers=int(self._version.split(".", maxsplit=1)[0]) >= 9
             ),
@@ -133,6 +152,8 @@ class EmbeddedCluster:
             self.engines[store_id] = await asyncio.to_thread(
                 StoreEngine, store_id=store_id, path=self.data_dir / f"store-{store_id}"
             )
+        for name, keyspace_id in self._keyspaces.items():
+            self.create_keyspace(name, keyspace_id=keyspace_id)
         for at, store in enumerate(topology.stores.values()):
             if not store.death:
                 await self._start_node(store, self._store_port + at if self._store_port else 0)
@@ -189,6 +210,36 @@ class EmbeddedCluster:
     def pd_addresses(self) -> tuple[str, ...]:
         """``host:port`` of every PD member."""
         return tuple(member.client_url.partition("://")[2] for member in self.pd.members)
+
+    @property
+    def address_map(self) -> dict[str, str]:
+        """Where each address that PD tells is really reached; empty without a domain of its own."""
+        if not self._domain:
+            return {}
+        found = {m.advertised_url.partition("://")[2]: m.client_url.partition("://")[2] for m in self.pd.members}
+        for store in self.topology.stores.values():
+            found[store.advertised] = store.address
+            found[store.advertised_status] = store.status_address
+        return found
+
+    def _advertised_url(self, name: str) -> str:
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{name}.{self._domain}:{PD_PORT}" if self._domain else ""
+
+    async def renew_tls(self, tls: ServerTls) -> None:
+        """Restart every server that runs with other certificates, at the addresses they have."""
+        self._tls = tls
+        leader, stores = self.pd.leader, list(self._nodes)
+        members = [at for at, member in enumerate(self.pd.members) if member.name in self._pd_nodes]
+        for store_id in stores:
+            await self._nodes.pop(store_id).stop()
+        for at in members:
+            await self._pd_nodes.pop(self.pd.members[at].name).stop()
+        for at in members:
+            await self.start_pd(at)
+        for store_id in stores:
+            await self.start_store(store_id)
+        self.pd.leader = leader
 
     # --- PD members that come and go ---
 
@@ -247,6 +298,9 @@ class EmbeddedCluster:
             tls=self._tls,
         )
         self._nodes[store.id] = node
+        if self._domain:
+            store.advertised = f"tikv-{store.id}.{self._domain}:{STORE_PORT}"
+            store.advertised_status = f"tikv-{store.id}.{self._domain}:{STATUS_PORT}"
         status_port = int(store.status_address.rpartition(":")[2] or 0)
         await node.start(self._host, port=port, status_port=status_port)
 
@@ -269,6 +323,22 @@ class EmbeddedCluster:
         for key in keys:
             region_key = topology.codec.region_key(topology.codec.api_key(key))
             topology.split(topology.region_of(region_key).id, [region_key])
+
+    def create_keyspace(self, name: str, *, keyspace_id: int | None = None) -> int:
+        """Let PD know a keyspace, in regions of its own as PD makes them.
+
+        :param keyspace_id: its number; by default the next one.
+        :return: its number.
+        :raises InvalidOptionError: the name or the number is taken.
+        """
+        topology = self.topology
+        number = self.pd.keyspaces.create(name, keyspace_id=keyspace_id)
+        if topology.codec.is_v2:
+            codec = KeyCodec(ApiVersion.V2, number)
+            for key in (codec.prefix, codec.prefix_end):
+                region_key = codec.region_key(ApiKey(key))
+                topology.split(topology.region_of(region_key).id, [region_key])
+        return number
 
     def scatter(self) -> None:
         """Spread all regions over the stores that run."""

@@ -8,39 +8,41 @@ from typing import Any
 
 import grpc
 
+from airflow_provider_tikvbr.embedded.keyspaces import Keyspaces, KeyspaceService
 from airflow_provider_tikvbr.embedded.operators import Operators
-from airflow_provider_tikvbr.embedded.records import RegionState
+from airflow_provider_tikvbr.embedded.records import NODE_REMOVED, RegionState
 from airflow_provider_tikvbr.embedded.safepoints import SafePoints
 from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
 from airflow_provider_tikvbr.embedded.serving import Handler, generic_handlers
 from airflow_provider_tikvbr.embedded.topology import Topology
-from airflow_provider_tikvbr.proto import healthpb_pb2, keyspacepb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import healthpb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 
-NODE_REMOVED = 3
 CAPACITY = 10 << 30
-DEFAULT_KEYSPACE = "DEFAULT"
 
 
 @dataclass(slots=True, kw_only=True)
 class PdMember:
     """One member of PD.
 
-    :param client_url: where clients reach it, such as ``http://127.0.0.1:2379``; known once it listens.
+    :param client_url: where it listens, such as ``http://127.0.0.1:2379``; known once it does.
+    :param advertised_url: where it says that clients reach it, if that is another address.
     """
 
     name: str
     member_id: int
     version: str
     client_url: str = ""
+    advertised_url: str = ""
 
     def message(self) -> pdpb_pb2.Member:
         """As PD tells it over gRPC, where it leaves its version out."""
+        url = self.advertised_url or self.client_url
         return pdpb_pb2.Member(
             name=self.name,
             member_id=self.member_id,
-            peer_urls=[self.client_url],
-            client_urls=[self.client_url],
+            peer_urls=[url],
+            client_urls=[url],
             deploy_path="embedded",
         )
 
@@ -54,6 +56,7 @@ class PlacementDriver:
     """
 
     topology: Topology
+    keyspaces: Keyspaces
     safe_points: SafePoints
     schedulers: Schedulers
     config: ScheduleConfig
@@ -90,7 +93,7 @@ class PdService:
             methods.PD_SCATTER_REGION: self._scatter_region,
             methods.PD_GET_OPERATOR: self._get_operator,
             methods.PD_SPLIT_REGIONS: self._split_regions,
-            methods.KEYSPACE_LOAD: self._load_keyspace,
+            **KeyspaceService(self._pd.keyspaces, version=self._member.version, header=self._header).methods(),
         }
         table: dict[methods.Method[Any, Any], Handler] = {m: self._checked(f) for m, f in checked.items()}
         # GetMembers tells the cluster id, so it cannot ask for it.
@@ -283,18 +286,6 @@ class PdService:
             service_id=least.service_id.encode(),
             TTL=points.ttl_s(least),
             min_safe_point=least.safe_point,
-        )
-
-    # --- keyspaces ---
-
-    async def _load_keyspace(
-        self, request: keyspacepb_pb2.LoadKeyspaceRequest, _context: Any
-    ) -> keyspacepb_pb2.LoadKeyspaceResponse:
-        if request.name != DEFAULT_KEYSPACE:
-            error = pdpb_pb2.Error(type=pdpb_pb2.ENTRY_NOT_FOUND, message="keyspace does not exist")
-            return keyspacepb_pb2.LoadKeyspaceResponse(header=self._header(error))
-        return keyspacepb_pb2.LoadKeyspaceResponse(
-            header=self._header(), keyspace=keyspacepb_pb2.KeyspaceMeta(id=0, name=request.name)
         )
 
 

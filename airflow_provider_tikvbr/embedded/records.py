@@ -10,6 +10,9 @@ from typing import Any
 from airflow_provider_tikvbr.proto import metapb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey
 
+# ``metapb.NodeState``: a store that is gone.
+NODE_REMOVED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
@@ -105,6 +108,8 @@ class RegionState:
 class StoreRecord:
     """One store as PD knows it.
 
+    :param address: where it listens, and what it advertises unless ``advertised`` says otherwise.
+    :param advertised: what it advertises instead; the same for its status server.
     :param running: whether it serves just now.
     :param api_version: what its status server tells, if that is not the cluster's.
     :param death: why it can never start again, or empty.
@@ -115,6 +120,8 @@ class StoreRecord:
     version: str
     address: str = ""
     status_address: str = ""
+    advertised: str = ""
+    advertised_status: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     state: int = 0
     node_state: int = 1
@@ -128,9 +135,9 @@ class StoreRecord:
         """As PD tells it."""
         return metapb_pb2.Store(
             id=self.id,
-            address=self.address,
-            peer_address=self.address,
-            status_address=self.status_address,
+            address=self.advertised or self.address,
+            peer_address=self.advertised or self.address,
+            status_address=self.advertised_status or self.status_address,
             state=self.state,  # type: ignore[arg-type]
             node_state=self.node_state,  # type: ignore[arg-type]
             labels=[metapb_pb2.StoreLabel(key=k, value=v) for k, v in self.labels.items()],

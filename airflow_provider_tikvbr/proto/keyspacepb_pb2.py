@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from airflow_provider_tikvbr.proto import pdpb_pb2 as airflow__provider__tikvbr_dot_proto_dot_pdpb__pb2
 
 
-DESCRIPTOR = _descriptor_pool.AddSerializedFile(b'\n.airflow_provider_tikvbr/proto/keyspacepb.proto\x12\nkeyspacepb\x1a(airflow_provider_tikvbr/proto/pdpb.proto\"\xe5\x01\n\x0cKeyspaceMeta\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.keyspacepb.KeyspaceState\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x18\n\x10state_changed_at\x18\x05 \x01(\x03\x12\x34\n\x06\x63onfig\x18\x07 \x03(\x0b\x32$.keyspacepb.KeyspaceMeta.ConfigEntry\x1a-\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x13LoadKeyspaceRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.pdpb.RequestHeader\x12\x0c\n\x04name\x18\x02 \x01(\t\"h\n\x14LoadKeyspaceResponse\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.pdpb.ResponseHeader\x12*\n\x08keyspace\x18\x02 \x01(\x0b\x32\x18.keyspacepb.KeyspaceMeta*G\n\rKeyspaceState\x12\x0b\n\x07\x45NABLED\x10\x00\x12\x0c\n\x08\x44ISABLED\x10\x01\x12\x0c\n\x08\x41RCHIVED\x10\x02\x12\r\n\tTOMBSTONE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.AddSerializedFile(b'\n.airflow_provider_tikvbr/proto/keyspacepb.proto\x12\nkeyspacepb\x1a(airflow_provider_tikvbr/proto/pdpb.proto\"\xe5\x01\n\x0cKeyspaceMeta\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.keyspacepb.KeyspaceState\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x18\n\x10state_changed_at\x18\x05 \x01(\x03\x12\x34\n\x06\x63onfig\x18\x07 \x03(\x0b\x32$.keyspacepb.KeyspaceMeta.ConfigEntry\x1a-\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x13LoadKeyspaceRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.pdpb.RequestHeader\x12\x0c\n\x04name\x18\x02 \x01(\t\"h\n\x14LoadKeyspaceResponse\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.pdpb.ResponseHeader\x12*\n\x08keyspace\x18\x02 \x01(\x0b\x32\x18.keyspacepb.KeyspaceMeta\"J\n\x17LoadKeyspaceByIDRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.pdpb.RequestHeader\x12\n\n\x02id\x18\x02 \x01(\r\"^\n\x16GetAllKeyspacesRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.pdpb.RequestHeader\x12\x10\n\x08start_id\x18\x02 \x01(\r\x12\r\n\x05limit\x18\x03 \x01(\r\"l\n\x17GetAllKeyspacesResponse\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.pdpb.ResponseHeader\x12+\n\tkeyspaces\x18\x02 \x03(\x0b\x32\x18.keyspacepb.KeyspaceMeta*G\n\rKeyspaceState\x12\x0b\n\x07\x45NABLED\x10\x00\x12\x0c\n\x08\x44ISABLED\x10\x01\x12\x0c\n\x08\x41RCHIVED\x10\x02\x12\r\n\tTOMBSTONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,8 +24,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_KEYSPACEMETA_CONFIGENTRY']._options = None
   _globals['_KEYSPACEMETA_CONFIGENTRY']._serialized_options = b'8\001'
-  _globals['_KEYSPACESTATE']._serialized_start=516
-  _globals['_KEYSPACESTATE']._serialized_end=587
+  _globals['_KEYSPACESTATE']._serialized_start=798
+  _globals['_KEYSPACESTATE']._serialized_end=869
   _globals['_KEYSPACEMETA']._serialized_start=105
   _globals['_KEYSPACEMETA']._serialized_end=334
   _globals['_KEYSPACEMETA_CONFIGENTRY']._serialized_start=289
@@ -34,4 +34,10 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LOADKEYSPACEREQUEST']._serialized_end=408
   _globals['_LOADKEYSPACERESPONSE']._serialized_start=410
   _globals['_LOADKEYSPACERESPONSE']._serialized_end=514
+  _globals['_LOADKEYSPACEBYIDREQUEST']._serialized_start=516
+  _globals['_LOADKEYSPACEBYIDREQUEST']._serialized_end=590
+  _globals['_GETALLKEYSPACESREQUEST']._serialized_start=592
+  _globals['_GETALLKEYSPACESREQUEST']._serialized_end=686
+  _globals['_GETALLKEYSPACESRESPONSE']._serialized_start=688
+  _globals['_GETALLKEYSPACESRESPONSE']._serialized_end=796
 # @@protoc_insertion_point(module_scope)

@@ -3,7 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -56,3 +56,29 @@ class LoadKeyspaceResponse(_message.Message):
     header: _pdpb_pb2.ResponseHeader
     keyspace: KeyspaceMeta
     def __init__(self, header: _Optional[_Union[_pdpb_pb2.ResponseHeader, _Mapping]] = ..., keyspace: _Optional[_Union[KeyspaceMeta, _Mapping]] = ...) -> None: ...
+
+class LoadKeyspaceByIDRequest(_message.Message):
+    __slots__ = ("header", "id")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    header: _pdpb_pb2.RequestHeader
+    id: int
+    def __init__(self, header: _Optional[_Union[_pdpb_pb2.RequestHeader, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...
+
+class GetAllKeyspacesRequest(_message.Message):
+    __slots__ = ("header", "start_id", "limit")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    START_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    header: _pdpb_pb2.RequestHeader
+    start_id: int
+    limit: int
+    def __init__(self, header: _Optional[_Union[_pdpb_pb2.RequestHeader, _Mapping]] = ..., start_id: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class GetAllKeyspacesResponse(_message.Message):
+    __slots__ = ("header", "keyspaces")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    KEYSPACES_FIELD_NUMBER: _ClassVar[int]
+    header: _pdpb_pb2.ResponseHeader
+    keyspaces: _containers.RepeatedCompositeFieldContainer[KeyspaceMeta]
+    def __init__(self, header: _Optional[_Union[_pdpb_pb2.ResponseHeader, _Mapping]] = ..., keyspaces: _Optional[_Iterable[_Union[KeyspaceMeta, _Mapping]]] = ...) -> None: ...

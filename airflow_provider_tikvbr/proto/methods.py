@@ -82,6 +82,16 @@ PD_TSO = Method("/pdpb.PD/Tso", pdpb_pb2.TsoRequest, pdpb_pb2.TsoResponse, clien
 KEYSPACE_LOAD = Method(
     "/keyspacepb.Keyspace/LoadKeyspace", keyspacepb_pb2.LoadKeyspaceRequest, keyspacepb_pb2.LoadKeyspaceResponse
 )
+KEYSPACE_LOAD_BY_ID = Method(
+    "/keyspacepb.Keyspace/LoadKeyspaceByID",
+    keyspacepb_pb2.LoadKeyspaceByIDRequest,
+    keyspacepb_pb2.LoadKeyspaceResponse,
+)
+KEYSPACE_GET_ALL = Method(
+    "/keyspacepb.Keyspace/GetAllKeyspaces",
+    keyspacepb_pb2.GetAllKeyspacesRequest,
+    keyspacepb_pb2.GetAllKeyspacesResponse,
+)
 HEALTH_CHECK = Method("/grpc.health.v1.Health/Check", healthpb_pb2.HealthCheckRequest, healthpb_pb2.HealthCheckResponse)
 KV_RAW_GET = Method("/tikvpb.Tikv/RawGet", kvrpcpb_pb2.RawGetRequest, kvrpcpb_pb2.RawGetResponse)
 KV_RAW_BATCH_GET = Method("/tikvpb.Tikv/RawBatchGet", kvrpcpb_pb2.RawBatchGetRequest, kvrpcpb_pb2.RawBatchGetResponse)

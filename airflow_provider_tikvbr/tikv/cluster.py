@@ -14,10 +14,10 @@ from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
     StoreUnavailableError,
     TikvBrError,
-    UnsupportedError,
     WrongClusterError,
 )
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+from airflow_provider_tikvbr.tikv.keyspaces import find_keyspace
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.pd import PDClient
@@ -56,18 +56,26 @@ class Cluster:
     :param pd: PD's gRPC API.
     :param http: PD's HTTP API.
     :param api_version: what every store that answered says.
+    :param keyspace_id: the keyspace to work in.
     :param cluster_version_text: the version that PD holds the cluster to, as PD writes it.
     """
 
     def __init__(
-        self, *, options: ClusterOptions, pd: PDClient, http: PDHttp, api_version: ApiVersion, cluster_version_text: str
+        self,
+        *,
+        options: ClusterOptions,
+        pd: PDClient,
+        http: PDHttp,
+        api_version: ApiVersion,
+        cluster_version_text: str,
+        keyspace_id: int = 0,
     ) -> None:
         self.options = options
         self.pd = pd
         self.http = http
         self.regions = RegionCache(pd)
         self.api_version = api_version
-        self.codec = KeyCodec(api_version, options.keyspace_id)
+        self.codec = KeyCodec(api_version, keyspace_id)
         self.cluster_version_text = cluster_version_text
         self.cluster_version: Version = parse_version(cluster_version_text)
         self._clients: dict[int, StoreClient] = {}
@@ -81,7 +89,9 @@ class Cluster:
         :raises PDUnavailableError: no PD leader is found within ``connect_timeout_s``.
         :raises AuthenticationError: one side speaks TLS and the other does not, or a certificate is refused.
         :raises WrongClusterError: the cluster is not the expected one.
-        :raises UnsupportedError: stores are too old, also for their API version, or are TiFlash nodes.
+        :raises UnsupportedError: stores are too old, also for their API version, or are TiFlash nodes; or the cluster
+            has no keyspaces, or cannot tell them by name.
+        :raises InvalidOptionError: PD does not know the keyspace, it is not enabled, or name and number disagree.
         :raises ApiVersionError: the stores disagree about the API version, or have another than expected.
         :raises StoreUnavailableError: no store is up, or no store that is up answers.
         """
@@ -94,8 +104,16 @@ class Cluster:
                 check_stores(stores)
             api_version = await _common_api_version(_up(stores), pd)
             _check_api_version(api_version, options)
+            keyspace_id = await find_keyspace(pd, options, api_version)
             text = await http.cluster_version()
-            cluster = cls(options=options, pd=pd, http=http, api_version=api_version, cluster_version_text=text)
+            cluster = cls(
+                options=options,
+                pd=pd,
+                http=http,
+                api_version=api_version,
+                cluster_version_text=text,
+                keyspace_id=keyspace_id,
+            )
             cluster._remember(stores)
             if options.check_requirements and cluster.codec.is_v2:
                 check_v2(*cluster.oldest_version)
@@ -211,10 +229,6 @@ def _check_api_version(found: ApiVersion, options: ClusterOptions) -> None:
         raise ApiVersionError(
             f"the cluster has API version {found.name}, but {options.api_version.name} is expected: check the PD"
             " endpoints or the expected API version"
-        )
-    if options.keyspace_id and found is not ApiVersion.V2:
-        raise UnsupportedError(
-            f"keyspace {options.keyspace_id} is given, but the cluster has API version {found.name}: only V2 has keyspaces"
         )
 
 

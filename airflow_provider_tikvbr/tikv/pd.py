@@ -18,9 +18,11 @@ from airflow_provider_tikvbr.exceptions import (
     PDUnavailableError,
     ProtocolError,
     RegionNotFoundError,
+    TikvBrError,
+    UnsupportedError,
     WrongClusterError,
 )
-from airflow_provider_tikvbr.proto import methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import keyspacepb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.tikv import errors
 from airflow_provider_tikvbr.tikv.certificates import Certificates
@@ -38,6 +40,7 @@ CALL_BUDGET_S = 30.0
 # A timestamp is milliseconds and a counter of this many bits.
 LOGICAL_BITS = 18
 SCATTER = b"scatter-region"
+KEYSPACE_UNKNOWN = "keyspace does not exist"
 
 
 class PDClient:
@@ -184,6 +187,27 @@ class PDClient:
         response = await self._call(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, request)
         return response.min_safe_point
 
+    async def keyspace(self, name: str) -> keyspacepb_pb2.KeyspaceMeta | None:
+        """The keyspace of that name; None if PD knows none.
+
+        :raises UnsupportedError: this PD knows no keyspaces (before 6.4).
+        """
+        request = keyspacepb_pb2.LoadKeyspaceRequest(header=self._header(), name=name)
+        return await self._keyspace(methods.KEYSPACE_LOAD, request)
+
+    async def keyspace_by_id(self, keyspace_id: int) -> keyspacepb_pb2.KeyspaceMeta | None:
+        """The keyspace with that number; None if PD knows none.
+
+        :raises UnsupportedError: this PD cannot tell (before 7.3).
+        """
+        request = keyspacepb_pb2.LoadKeyspaceByIDRequest(header=self._header(), id=keyspace_id)
+        try:
+            return await self._keyspace(methods.KEYSPACE_LOAD_BY_ID, request)
+        except UnsupportedError:
+            listing = keyspacepb_pb2.GetAllKeyspacesRequest(header=self._header(), start_id=keyspace_id, limit=1)
+        response = await self._call(methods.KEYSPACE_GET_ALL, listing)
+        return next((one for one in response.keyspaces if one.id == keyspace_id), None)
+
     # --- calls ---
 
     def _header(self) -> pdpb_pb2.RequestHeader:
@@ -223,6 +247,17 @@ class PDClient:
                 address=leader.address,
                 method=method.path,
             )
+
+    async def _keyspace(
+        self, method: Method[Req, keyspacepb_pb2.LoadKeyspaceResponse], request: Req
+    ) -> keyspacepb_pb2.KeyspaceMeta | None:
+        try:
+            return (await self._call(method, request)).keyspace
+        except TikvBrError as err:
+            # Some releases have no error type for it but the text.
+            if err.code == "ENTRY_NOT_FOUND" or KEYSPACE_UNKNOWN in str(err):
+                return None
+            raise
 
     async def _find_leader_again(self, failed: Leader, *, timeout_s: float) -> None:
         async with self._search:

@@ -86,7 +86,7 @@ async def test_a_cluster_says_what_it_is(tmp_path: Path, api_version: ApiVersion
 
 async def test_a_keyspace_changes_the_codec(tmp_path: Path) -> None:
     async with (
-        EmbeddedCluster(data_dir=tmp_path, api_version=ApiVersion.V2) as embedded,
+        EmbeddedCluster(data_dir=tmp_path, api_version=ApiVersion.V2, keyspaces={"seven": 7}) as embedded,
         await Cluster.connect(options(embedded, keyspace_id=7)) as cluster,
     ):
         assert cluster.codec.api_key(UserKey(b"k")) == b"r\x00\x00\x07k"
