@@ -24,7 +24,7 @@ from airflow_provider_tikvbr.embedded.conversion import Conversion
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DataKey, StoreEngine
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import RawFormat, RawReader, region_bounds
-from airflow_provider_tikvbr.embedded.releases import knows_ciphers, replaces_local_files
+from airflow_provider_tikvbr.embedded.releases import as_seen_by, converts, gives_an_iv, replaces_local_files
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
 from airflow_provider_tikvbr.embedded.storages import io_error, open_for_store
@@ -91,6 +91,10 @@ class BackupService:
 
     async def backup(self, request: brpb_pb2.BackupRequest, context: Any) -> AsyncIterator[brpb_pb2.BackupResponse]:
         """One response per piece of a region, in no order; other stores' regions are left out without a word."""
+        version = self._topology.stores[self._store_id].version
+        request = as_seen_by(version, request)
+        if not converts(version):
+            request.dst_api_version = int(self._topology.api_version)  # type: ignore[assignment]
         if request.cf and request.cf not in CFS:
             await context.abort(grpc.StatusCode.UNKNOWN, f'InvalidCf {{ cf: "{request.cf}" }}')
         ranges = [KeyRange(ApiKey(r.start_key), ApiKey(r.end_key)) for r in request.sub_ranges]
@@ -143,6 +147,7 @@ class _Job:
         self._storage = storage
         self._cf = request.cf or CF_DEFAULT
         self._limiter = RateLimiter(request.rate_limit)
+        self._version = topology.stores[store_id].version
         self._convert = Conversion(topology.api_version, ApiVersion(int(request.dst_api_version)))
         self._reader = RawReader(engine=engine, raw=RawFormat(topology.api_version))
 
@@ -195,9 +200,9 @@ class _Job:
             await ready.put(await self._back_up(piece))
 
     async def _back_up(self, piece: Piece) -> brpb_pb2.BackupResponse:
-        response = brpb_pb2.BackupResponse(
-            start_key=piece.api.start, end_key=piece.api.end, api_version=self._request.dst_api_version
-        )
+        response = brpb_pb2.BackupResponse(start_key=piece.api.start, end_key=piece.api.end)
+        if converts(self._version):
+            response.api_version = self._request.dst_api_version
         path = self._engine.scratch_dir / f"{uuid.uuid4().hex}.sst"
         try:
             with self._topology.pinned(piece.keys):
@@ -256,7 +261,7 @@ class _Job:
         stored = await self._engine.run(cipher.encrypt, data, iv)
         name = f"{self._base_name(piece)}_{self._cf}.sst"
         local = self._request.storage_backend.WhichOneof("backend") == "local"
-        if local and not replaces_local_files(self._topology.version) and await self._storage.exists(name):
+        if local and not replaces_local_files(self._version) and await self._storage.exists(name):
             raise _FileExistsError(f"[{name}] is already exists in {self._request.storage_backend.local.path}")
         await self._limiter.spend(len(stored))
         await self._storage.write(name, stored)
@@ -271,11 +276,11 @@ class _Job:
             total_bytes=digest.bytes,
             cf=self._cf,
             size=len(stored),
-            cipher_iv=iv if knows_ciphers(self._topology.version) else b"",
+            cipher_iv=iv if gives_an_iv(self._version) else b"",
         )
 
     def _cipher(self) -> Cipher:
-        if not self._request.HasField("cipher_info") or not knows_ciphers(self._topology.version):
+        if not self._request.HasField("cipher_info"):
             return PLAINTEXT
         info = self._request.cipher_info
         try:

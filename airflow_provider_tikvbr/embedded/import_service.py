@@ -28,7 +28,7 @@ from airflow_provider_tikvbr.embedded.import_files import (
     wanted_range,
 )
 from airflow_provider_tikvbr.embedded.records import RegionState
-from airflow_provider_tikvbr.embedded.releases import knows_ciphers, knows_multi_ingest
+from airflow_provider_tikvbr.embedded.releases import as_seen_by, knows_multi_ingest
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.storages import SharedStorages
 from airflow_provider_tikvbr.embedded.topology import Topology
@@ -76,6 +76,10 @@ class ImportService:
         self._engine.download_limiter.set_rate(0)
         drop_stale(self._engine, topology)
 
+    @property
+    def _version(self) -> str:
+        return self._topology.stores[self._store_id].version
+
     def handlers(self) -> dict[Method[Any, Any], Handler]:
         """The calls and what serves them."""
         table: dict[Method[Any, Any], Handler] = {
@@ -83,9 +87,8 @@ class ImportService:
             methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT: self.set_download_speed_limit,
             methods.IMPORT_DOWNLOAD: self.download,
             methods.IMPORT_INGEST: self.ingest,
+            methods.IMPORT_MULTI_INGEST: self.multi_ingest,
         }
-        if knows_multi_ingest(self._topology.version):
-            table[methods.IMPORT_MULTI_INGEST] = self.multi_ingest
         return table
 
     # --- settings ---
@@ -110,9 +113,14 @@ class ImportService:
     # --- download ---
 
     async def download(
-        self, request: import_sstpb_pb2.DownloadRequest, _context: Any
+        self, request: import_sstpb_pb2.DownloadRequest, context: Any
     ) -> import_sstpb_pb2.DownloadResponse:
         """Fetch a file and keep what lies in the wanted range."""
+        request = as_seen_by(self._version, request)
+        if request.storage_backend.WhichOneof("backend") == "hdfs":
+            # TiKV, ``components/external_storage/src/hdfs.rs``: reading is not implemented, and a panic ends the process.
+            self._topology.crash(self._store_id)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         response = import_sstpb_pb2.DownloadResponse()
         try:
             span = await self._download_once(request)
@@ -170,7 +178,7 @@ class ImportService:
             raise DownloadRefusedError(failed + error.message) from error
 
     async def _decrypt(self, request: import_sstpb_pb2.DownloadRequest, data: bytes) -> bytes:
-        if not knows_ciphers(self._topology.version):
+        if not request.HasField("cipher_info"):
             return data
         try:
             cipher = Cipher.of_message(request.cipher_info)
@@ -188,6 +196,8 @@ class ImportService:
         self, request: import_sstpb_pb2.MultiIngestRequest, context: Any
     ) -> import_sstpb_pb2.IngestResponse:
         """Take some files into a region."""
+        if not knows_multi_ingest(self._version):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
         return await self._ingest_all(request.context, request.ssts, context)
 
     async def _ingest_all(

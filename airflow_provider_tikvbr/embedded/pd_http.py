@@ -65,7 +65,7 @@ class PdHttp:
         return _answer({"version": f"v{self._topology.version}"})
 
     async def _cluster_version(self, _request: web.Request) -> web.Response:
-        return _answer(self._topology.version)
+        return _answer(self._topology.cluster_version)
 
     async def _members(self, _request: web.Request) -> web.Response:
         header = {"cluster_id": self._topology.cluster_id}

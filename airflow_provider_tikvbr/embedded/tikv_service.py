@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import grpc
+
 from airflow_provider_tikvbr.embedded import checks
 from airflow_provider_tikvbr.embedded.checks import RegionChecks, RegionRefusedError, RequestRefusedError
 from airflow_provider_tikvbr.embedded.checksum import digest_of
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, StoreEngine
 from airflow_provider_tikvbr.embedded.raw import LivePair, RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.records import RegionState
+from airflow_provider_tikvbr.embedded.releases import as_seen_by, knows_checksum
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.proto import errorpb_pb2, kvrpcpb_pb2, methods
@@ -40,6 +43,7 @@ class TikvService:
         self._topology = topology
         self._engines = engines
         self._engine = engines[store_id]
+        self._store = topology.stores[store_id]
         self._api = topology.api_version
         self._codec = topology.codec
         self._raw = RawFormat(self._api)
@@ -155,8 +159,10 @@ class TikvService:
                 found += [pair for pair, _ in zip(pairs, range(limit), strict=False)]
         return found
 
-    async def raw_checksum(self, request: Any, _context: Any) -> kvrpcpb_pb2.RawChecksumResponse:
+    async def raw_checksum(self, request: Any, context: Any) -> kvrpcpb_pb2.RawChecksumResponse:
         """The checksum of the live pairs in some ranges, as far as the region holds them."""
+        if not knows_checksum(self._store.version):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
         response = kvrpcpb_pb2.RawChecksumResponse()
         with _answer(response):
             ranges = [(r.start_key, r.end_key) for r in request.ranges]
@@ -315,6 +321,7 @@ class TikvService:
 
     async def split_region(self, request: Any, _context: Any) -> kvrpcpb_pb2.SplitRegionResponse:
         """Split a region at some keys; the API version of the context does not count."""
+        request = as_seen_by(self._store.version, request)
         response = kvrpcpb_pb2.SplitRegionResponse()
         with _answer(response):
             region = self._checks.led_region(request.context)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from airflow_provider_tikvbr.embedded.records import Identity, PeerState, RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.records import NODE_REMOVED, Identity, PeerState, RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.releases import release_of
 from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.tso import TimestampOracle
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -58,6 +59,8 @@ class Topology:
             )
         self._state = state
         self.version = version
+        #: What somebody has set with pd-ctl, or empty.
+        self.version_set = ""
         self.clock = clock
         self.oracle = TimestampOracle(state=state, clock=clock)
         self.on_death: list[Callable[[StoreRecord], None]] = []
@@ -91,6 +94,12 @@ class Topology:
     def api_version(self) -> ApiVersion:
         """How the cluster encodes raw pairs."""
         return self.identity.api_version
+
+    @property
+    def cluster_version(self) -> str:
+        """What PD holds the cluster to: the oldest store's version (PD, ``server/cluster/cluster.go``)."""
+        versions = (s.version for s in self.stores.values() if s.node_state != NODE_REMOVED)
+        return self.version_set or min(versions, key=release_of, default=self.version).lstrip("v")
 
     def tso(self, count: int = 1) -> int:
         """The largest of some fresh timestamps."""
@@ -234,8 +243,12 @@ class Topology:
         store = self.stores[store_id]
         store.death = reason
         self._save_store(store)
+        self.crash(store_id)
+
+    def crash(self, store_id: int) -> None:
+        """Let the process of a store end, as any panic does; it can be started again."""
         for listener in self.on_death:
-            listener(store)
+            listener(self.stores[store_id])
 
     # --- data directory ---
 
