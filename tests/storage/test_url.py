@@ -87,8 +87,6 @@ def test_services_without_path_style(more: str) -> None:
     [
         ("", "is empty"),
         ("/b/\udcff", "is not UTF-8: write it so, in a UTF-8 locale"),
-        ("gcs://b/p", "'gcs' is not supported"),
-        ("hdfs://b/p", "'hdfs' is not supported"),
         ("s3://", "names no bucket"),
         ("s3:///prefix", "names no bucket"),
         ("s3://key:secret@bucket/p", "has a user part"),
