@@ -5,7 +5,7 @@ from packaging.version import Version
 
 from airflow_provider_tikvbr.exceptions import ProtocolError, UnsupportedError
 from airflow_provider_tikvbr.tikv.model import Store
-from airflow_provider_tikvbr.tikv.versions import check_stores, parse_version
+from airflow_provider_tikvbr.tikv.versions import check_stores, oldest_version, parse_version
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,10 @@ def test_an_old_store_is_named() -> None:
 def test_tiflash_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"TiFlash nodes.*store 3 \(s3:20160"):
         check_stores([store(1, "5.0.0"), store(3, "v8.5.0", labels={"engine": "tiflash"})])
+
+
+def test_the_oldest_store_counts() -> None:
+    stores = [store(1, "v6.2.0"), store(2, "6.1.0"), store(3, "5.0.0", labels={"engine": "tiflash"}), store(4, "")]
+    assert oldest_version("6.2.0", stores) == (parse_version("6.1.0"), f"6.1.0 on store 2 ({stores[1].address})")
+    assert oldest_version("6.1.0", stores) == (parse_version("6.1.0"), "6.1.0")
+    assert oldest_version("6.0.0", []) == (parse_version("6.0.0"), "6.0.0")
