@@ -8,6 +8,7 @@ timeout is one) hits the waiting thread and never the middle of the engine, and 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 import time
@@ -79,7 +80,9 @@ class EngineJob(Generic[T]):
         :param interval_s: the cadence, in seconds.
         :raises JobCancelledError: the job was asked to stop, and did.
         """
-        thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        # What the caller's context says, such as whether keys are shown, holds for the job too.
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(self._main,), name=self._name, daemon=True)
         try:
             # In here, for the signal may come while the thread starts.
             thread.start()

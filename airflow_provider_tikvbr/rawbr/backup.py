@@ -45,6 +45,7 @@ from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
+from airflow_provider_tikvbr.tikv.redaction import show_key
 
 STEP = "Raw backup"
 CHECKSUM_STEP = "Raw backup checksum"
@@ -136,8 +137,8 @@ async def backup(
         storage=storage.display_url,
         cluster_id=cluster.cluster_id,
         cluster_version=cluster.cluster_version_text,
-        start=options.keys.start.hex(),
-        end=options.keys.end.hex(),
+        start=show_key(options.keys.start),
+        end=show_key(options.keys.end),
     )
 
 

@@ -12,6 +12,7 @@ import enum
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.tikv.keys import UserKey
+from airflow_provider_tikvbr.tikv.redaction import show_typed_key
 
 
 class KeyFormat(str, enum.Enum):
@@ -31,7 +32,7 @@ class KeyFormat(str, enum.Enum):
             return cls(text.strip().lower())
         except ValueError:
             raise InvalidOptionError(
-                f"{text!r} is not a key format: give hex, raw or escaped", parameter="format"
+                f"{show_typed_key(text)} is not a key format: give hex, raw or escaped", parameter="format"
             ) from None
 
 
@@ -68,7 +69,7 @@ def parse_key(text: str, format: KeyFormat | str, *, parameter: str) -> UserKey:
         return UserKey(binascii.unhexlify(data))
     except binascii.Error:
         raise InvalidOptionError(
-            f"{parameter} {text!r} is not a key in format hex: give an even number of hexadecimal digits,"
+            f"{parameter} {show_typed_key(text)} is not a key in format hex: give an even number of hexadecimal digits,"
             " or set format to raw or escaped",
             parameter=parameter,
         ) from None
@@ -92,7 +93,7 @@ def _unescape(data: bytes, text: str, parameter: str) -> bytes:
         value = _number(digits, base, size)
         if value is None:
             raise InvalidOptionError(
-                f"{parameter} {text!r} is not a key in format escaped: after a backslash give one of"
+                f"{parameter} {show_typed_key(text)} is not a key in format escaped: after a backslash give one of"
                 " a b f n r t v \\ ' \", or x and two hexadecimal digits, or three octal digits up to 377",
                 parameter=parameter,
             )

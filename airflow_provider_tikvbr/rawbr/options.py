@@ -24,6 +24,7 @@ from airflow_provider_tikvbr.rawbr.parsing import (
 )
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.redaction import show_typed_key
 
 MAX_UINT32 = (1 << 32) - 1
 MAX_INT32 = (1 << 31) - 1
@@ -313,7 +314,7 @@ def parse_key_range(start: str, end: str, format: str | KeyFormat) -> KeyRange[U
     keys = KeyRange(parse_key(start, kind, parameter="start"), parse_key(end, kind, parameter="end"))
     if keys.end and keys.start >= keys.end:
         raise InvalidOptionError(
-            f"start {start!r} is not less than end {end!r} (format {kind.value}): such a range holds no key",
+            f"start {show_typed_key(start)} is not less than end {show_typed_key(end)} (format {kind.value}): such a range holds no key",
             parameter="start",
         )
     return keys

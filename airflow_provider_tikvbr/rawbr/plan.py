@@ -13,6 +13,7 @@ from airflow_provider_tikvbr.exceptions import ApiVersionError, BackupFileError,
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.meta import RAW_CF, backup_range, file_range
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.redaction import show_key
 
 # What a region holds at most unless the cluster says otherwise (TiKV before 8.4: coprocessor.region-split-size and
 # region-split-keys).
@@ -166,4 +167,4 @@ def plan_splits(files: Sequence[PlannedFile], *, max_bytes: int, max_keys: int) 
 
 def show_range(keys: KeyRange[ApiKey]) -> str:
     """A range for people, in hexadecimal digits."""
-    return f"[{keys.start.hex() or 'the beginning'}, {keys.end.hex() or 'the end'})"
+    return f"[{show_key(keys.start, empty='the beginning')}, {show_key(keys.end, empty='the end')})"

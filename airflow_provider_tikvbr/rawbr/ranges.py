@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange
+from airflow_provider_tikvbr.tikv.redaction import show_key
 
 # Pieces live in a list of short lists: inserting into one flat list of half a million would move megabytes each time.
 BLOCK = 512
@@ -57,7 +58,7 @@ class FinishedRanges:
         """
         keys = piece.keys
         if keys.end and keys.start >= keys.end:
-            raise ValueError(f"the range [{keys.start.hex()}, {keys.end.hex()}) holds no key")
+            raise ValueError(f"the range [{show_key(keys.start)}, {show_key(keys.end)}) holds no key")
         replaced = self._remove_overlaps(keys)
         if not self._blocks:
             self._blocks.append([piece])

@@ -27,6 +27,7 @@ from airflow_provider_tikvbr.rawbr.plan import show_range
 from airflow_provider_tikvbr.tikv.errors import from_region_error, one_line, server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
+from airflow_provider_tikvbr.tikv.redaction import show_answer
 
 # The storage, or the way to it, fails for now. The first nine are those that tikv-br retries; it gives up a whole backup
 # when S3 asks for a slower pace.
@@ -104,7 +105,9 @@ def from_backup_error(
         return WrongClusterError(f"{who} belongs to cluster {ids.current}, not to {ids.request}", **fields), True
     text = clean(error.msg, secrets)
     if detail == "kv_error":
-        return ProtocolError(f"{who} reports a transactional error in a raw backup: {text or detail}", **fields), False
+        return ProtocolError(
+            f"{who} reports a transactional error in a raw backup: {show_answer(text) or detail}", **fields
+        ), False
     return _from_text(text, who=who, url=url, fields=fields)
 
 
@@ -136,8 +139,12 @@ def _from_text(text: str, *, who: str, url: str, fields: dict[str, Any]) -> tupl
         return StorageError(f"{who} finds {url} full: {text}", **fields), True
     if "invalid backup version" in low:
         del fields["url"]
-        return ApiVersionError(f"{who} cannot make a backup of that API version or range: {text}", **fields), True
-    return StorageError(f"{who} failed to back up to {url}: {text or 'it does not say why'}", **fields), True
+        return ApiVersionError(
+            f"{who} cannot make a backup of that API version or range: {show_answer(text)}", **fields
+        ), True
+    return StorageError(
+        f"{who} failed to back up to {url}: {show_answer(text) or 'it does not say why'}", **fields
+    ), True
 
 
 def clean(text: str, secrets: tuple[str, ...] = ()) -> str:

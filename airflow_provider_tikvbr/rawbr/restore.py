@@ -38,6 +38,7 @@ from airflow_provider_tikvbr.rawbr.summary import Checksum, RestoreSummary
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
+from airflow_provider_tikvbr.tikv.redaction import show_key
 
 STEP = "Raw restore"
 CHECKSUM_STEP = "Raw restore checksum"
@@ -97,8 +98,8 @@ async def restore(
         storage=storage.display_url,
         cluster_id=cluster.cluster_id,
         cluster_version=cluster.cluster_version_text,
-        start=keys.start.hex(),
-        end=keys.end.hex(),
+        start=show_key(keys.start),
+        end=show_key(keys.end),
     )
 
 

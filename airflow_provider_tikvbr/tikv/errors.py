@@ -35,6 +35,7 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import errorpb_pb2, pdpb_pb2
 from airflow_provider_tikvbr.tikv.model import Peer, Region
+from airflow_provider_tikvbr.tikv.redaction import show_answer
 
 UNAVAILABLE: Final = "unavailable"
 MAX_TEXT: Final = 400
@@ -198,7 +199,7 @@ def from_region_error(
     kind = region_error_kind(error)
     fields: dict[str, Any] = {"kind": kind, "region_id": region_id, "store_id": store_id, "address": address}
     who = f"{server_name(address, store_id)}, region {region_id}"
-    text = one_line(error.message)
+    text = show_answer(one_line(error.message))
     if kind == "not_leader":
         leader = Peer.of(error.not_leader.leader) if error.not_leader.leader.id else None
         hint = f"its leader is on store {leader.store_id}" if leader else "its leader is not known"
@@ -210,14 +211,16 @@ def from_region_error(
         busy = error.server_is_busy
         # Newer stores estimate the wait instead of asking for a pause.
         wait_s = max(busy.backoff_ms, busy.estimated_wait_ms) / 1000
-        return ServerIsBusyError(f"{who}: the store is busy: {busy.reason or text}", backoff_s=wait_s, **fields)
+        return ServerIsBusyError(
+            f"{who}: the store is busy: {show_answer(busy.reason) or text}", backoff_s=wait_s, **fields
+        )
     if kind == MESSAGE_ONLY:
         if "no valid key" in text.lower():
             fields["kind"] = NO_VALID_SPLIT_KEY
             return RegionRefusedError(f"{who}: {text}", **fields)
         return RegionNotReadyError(f"{who}: {text or 'an error of unknown kind'}", **fields)
     cls = REGION_ERRORS[kind]
-    return cls(f"{who}: {kind.replace('_', ' ')}: {_detail(error, kind) or text}", **fields)
+    return cls(f"{who}: {kind.replace('_', ' ')}: {show_answer(_detail(error, kind)) or text}", **fields)
 
 
 def from_pd_error(error: pdpb_pb2.Error, *, method: str, address: str) -> TikvBrError:
@@ -249,7 +252,7 @@ def from_kv_error(text: str, *, method: str, region_id: int, store_id: int, addr
     """
     fields: dict[str, Any] = {"region_id": region_id, "store_id": store_id, "address": address, "method": method}
     name = method.rpartition("/")[2]
-    message = f"{server_name(address, store_id)} refused {name} for region {region_id}: {one_line(text)}"
+    message = f"{server_name(address, store_id)} refused {name} for region {region_id}: {show_answer(one_line(text))}"
     low = text.lower()
     # A scan's refusal is the debug text of the same error.
     if "api version in request does not match" in low or "apiversionnotmatched" in low:

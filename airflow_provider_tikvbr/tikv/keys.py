@@ -21,6 +21,8 @@ import enum
 from dataclasses import dataclass
 from typing import Generic, NewType, TypeVar
 
+from airflow_provider_tikvbr.tikv.redaction import show_key
+
 UserKey = NewType("UserKey", bytes)
 ApiKey = NewType("ApiKey", bytes)
 RegionKey = NewType("RegionKey", bytes)
@@ -69,6 +71,9 @@ class KeyRange(Generic[K]):
     start: K
     end: K
 
+    def __repr__(self) -> str:
+        return f"KeyRange(start={show_key(self.start)}, end={show_key(self.end)})"
+
     def contains(self, key: K) -> bool:
         """Whether the key lies in the range."""
         return self.start <= key and (not self.end or key < self.end)
@@ -112,10 +117,10 @@ def decode_memcomparable(data: bytes) -> tuple[bytes, bytes]:
     while True:
         group = data[at : at + GROUP + 1]
         if len(group) != GROUP + 1:
-            raise ValueError(f"not a memcomparable key: {data.hex()} ends inside a group")
+            raise ValueError(f"not a memcomparable key: {show_key(data)} ends inside a group")
         pad = 0xFF - group[GROUP]
         if pad > GROUP or any(group[GROUP - pad : GROUP]):
-            raise ValueError(f"not a memcomparable key: {data.hex()} has a wrong marker or padding at byte {at}")
+            raise ValueError(f"not a memcomparable key: {show_key(data)} has a wrong marker or padding at byte {at}")
         out += group[: GROUP - pad]
         at += GROUP + 1
         if pad:
@@ -195,7 +200,7 @@ class KeyCodec:
         :raises ValueError: the key belongs to another keyspace, or to no raw keyspace.
         """
         if not key.startswith(self.prefix):
-            raise ValueError(f"API key {key.hex()} does not start with {self.prefix.hex()}")
+            raise ValueError(f"API key {show_key(key)} does not start with {self.prefix.hex()}")
         return UserKey(key[len(self.prefix) :])
 
     def user_range(self, keys: KeyRange[ApiKey]) -> KeyRange[UserKey]:
@@ -245,5 +250,5 @@ class KeyCodec:
             return ApiKey(key), 0
         api_key, rest = decode_memcomparable(key)
         if len(rest) != 8:
-            raise ValueError(f"engine key {key.hex()} does not end with a timestamp")
+            raise ValueError(f"engine key {show_key(key)} does not end with a timestamp")
         return ApiKey(api_key), decode_desc_ts(rest)

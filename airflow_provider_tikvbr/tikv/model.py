@@ -129,6 +129,9 @@ class Region:
         """Read one entry of a region scan."""
         return cls.of(region.region, region.leader)
 
+    def __repr__(self) -> str:
+        return f"Region(id={self.id}, keys={self.keys!r}, epoch={self.version}.{self.conf_ver}, leader={self.leader})"
+
     @property
     def keys(self) -> KeyRange[RegionKey]:
         """Its range."""

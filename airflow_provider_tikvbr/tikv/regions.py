@@ -11,6 +11,7 @@ from airflow_provider_tikvbr.exceptions import RegionNotReadyError, TransientErr
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Peer, Region
 from airflow_provider_tikvbr.tikv.pd import PDClient
+from airflow_provider_tikvbr.tikv.redaction import show_key
 from airflow_provider_tikvbr.tikv.retry import Backoff
 
 PAGE = 1024
@@ -181,9 +182,9 @@ def _continuous(start: RegionKey, page: list[Region]) -> tuple[list[Region], Tra
 
 
 def _gap(at: RegionKey, found: Region | None) -> RegionNotReadyError:
-    there = f"region {found.id} from {found.start.hex() or 'the start'}" if found else "no region"
+    there = f"region {found.id} from {show_key(found.start, empty='the start')}" if found else "no region"
     return RegionNotReadyError(
-        f"PD knows of a gap in the regions at key {at.hex() or '(start)'}: it tells {there} there",
+        f"PD knows of a gap in the regions at key {show_key(at, empty='(start)')}: it tells {there} there",
         kind="gap",
         region_id=found.id if found else None,
     )
@@ -191,5 +192,5 @@ def _gap(at: RegionKey, found: Region | None) -> RegionNotReadyError:
 
 def _no_region(key: RegionKey, region: Region | None) -> RegionNotReadyError:
     if region is None:
-        return RegionNotReadyError(f"PD knows of no region for key {key.hex() or '(start)'}", kind="gap")
+        return RegionNotReadyError(f"PD knows of no region for key {show_key(key, empty='(start)')}", kind="gap")
     return RegionNotReadyError(f"PD knows of no leader of region {region.id}", kind="no_leader", region_id=region.id)
