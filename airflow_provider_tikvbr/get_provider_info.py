@@ -79,10 +79,21 @@ def _connection_type() -> dict[str, Any]:
                 "description": "Refuse every other cluster. Empty: whatever answers.",
                 "schema": {"type": ["string", "null"], "pattern": "^[0-9]*$"},
             },
+            "keyspace": {
+                "label": "Keyspace",
+                "description": "The keyspace of API V2, by name or number. Empty: the default keyspace.",
+                "schema": {"type": ["string", "null"], "pattern": "^[-A-Za-z0-9_]{0,64}$"},
+            },
             "keyspace_id": {
                 "label": "Keyspace ID",
                 "description": "The keyspace of API V2; 0 is the default keyspace.",
                 "schema": {"type": ["integer", "null"], "minimum": 0, "maximum": 16777215},
+            },
+            "address_map": {
+                "label": "Address map",
+                "description": "For workers outside of the cluster's network: where to reach the addresses that PD "
+                "tells, such as tikv-0:20160=10.0.0.5:30160, several by commas.",
+                "schema": {"type": ["string", "null"], "format": "multiline"},
             },
             "ca": {
                 "label": "CA certificate",
@@ -118,6 +129,11 @@ def _connection_type() -> dict[str, Any]:
                 "label": "gRPC keepalive timeout",
                 "description": "How long such a probe may go unanswered, such as 3s.",
                 "schema": {"type": ["string", "null"]},
+            },
+            "grpc_max_recv_msg_size": {
+                "label": "gRPC message size",
+                "description": "Largest message to accept, in bytes. Empty: any.",
+                "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 2147483647},
             },
         },
     }

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 from airflow.sdk.log import mask_secret
 
 # Words in the name of a storage URL's parameter that make its value a secret. An access key's id is not one, but it is
 # half of the pair, and nobody needs it in a log.
-_SECRET_WORDS = ("secret", "access-key", "account-key", "token", "password", "sas")
+_SECRET_WORDS = (
+    *("secret", "access-key", "account-key", "token", "password", "sas"),
+    *("encryption-key", "external-id", "signature", "private-key"),
+)
+# A parameter that names a file, but may be given what the file holds.
+_FILE_OR_JSON = "credentials"
+# Shorter lines of a key are its last one, which says little and may be anywhere in a log.
+_LEAST_LINE = 16
 
 
 def mask(secret: str) -> None:
     """Show ``***`` instead of the text in the task's log and in its rendered fields."""
     if secret:
         mask_secret(secret)
+
+
+def mask_hex(secret: str) -> None:
+    """Hide hexadecimal digits, however somebody writes them again."""
+    for text in {secret, secret.strip(), secret.lower().strip(), secret.upper().strip()}:
+        mask(text)
+
+
+def mask_pem(secret: str) -> None:
+    """Hide PEM text, as it is, as JSON writes it, and each of its lines: a log may have them one by one."""
+    for text in {secret, secret.strip(), json.dumps(secret)[1:-1]}:
+        mask(text)
+    for line in secret.replace("\\n", "\n").splitlines():
+        if len(line.strip()) >= _LEAST_LINE and not line.startswith("-----"):
+            mask(line.strip())
 
 
 def mask_url(url: str) -> None:
@@ -32,10 +56,26 @@ def secrets_of_url(url: str) -> Iterator[str]:
     written = [user, password] if password and "/" not in user else []
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
-        if any(word in unquote(name).lower().replace("_", "-") for word in _SECRET_WORDS):
+        name = unquote(name).lower().replace("_", "-")
+        if any(word in name for word in _SECRET_WORDS):
             written.append(value)
+        elif _FILE_OR_JSON in name and unquote(value).lstrip().startswith("{"):
+            written.append(value)
+            yield from _secrets_of_json(unquote(value))
     for value in filter(None, written):
         yield value
         # In a storage URL a plus stands for itself. The libraries below may write the secret in their own way again.
         secret = unquote(value)
         yield from {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)} - {value}
+
+
+def _secrets_of_json(text: str) -> Iterator[str]:
+    """The texts in a service account's JSON that let somebody in."""
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        return
+    for name, value in found.items() if isinstance(found, dict) else ():
+        if isinstance(value, str) and ("key" in name or "secret" in name or "token" in name):
+            yield from filter(None, (value, json.dumps(value)[1:-1]))
+            yield from (line for line in value.splitlines() if len(line) >= _LEAST_LINE and "-----" not in line)

@@ -15,11 +15,19 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow_provider_tikvbr.connections import find_connection
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.masking import mask
+from airflow_provider_tikvbr.masking import mask_pem
 from airflow_provider_tikvbr.rawbr.options import parse_api_version
-from airflow_provider_tikvbr.rawbr.parsing import parse_duration, parse_flag, parse_whole
+from airflow_provider_tikvbr.rawbr.parsing import Duration, Number, parse_duration, parse_flag, parse_whole
+from airflow_provider_tikvbr.tikv.addresses import AddressMap
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID
-from airflow_provider_tikvbr.tikv.options import DEFAULT_PD_PORT, ClusterOptions, GrpcOptions, TlsOptions, parse_pd
+from airflow_provider_tikvbr.tikv.options import (
+    DEFAULT_PD_PORT,
+    ClusterOptions,
+    GrpcOptions,
+    TlsOptions,
+    parse_keyspace,
+    parse_pd,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_tikvbr.tikv.cluster import ClusterDescription
@@ -33,7 +41,9 @@ CONN_TYPES = ("tikv", "generic", "")
 EXTRA_FIELDS = (
     "api_version",
     "cluster_id",
+    "keyspace",
     "keyspace_id",
+    "address_map",
     "ca",
     "cert",
     "private_key",
@@ -41,7 +51,10 @@ EXTRA_FIELDS = (
     "connect_timeout",
     "grpc_keepalive_time",
     "grpc_keepalive_timeout",
+    "grpc_max_recv_msg_size",
 )
+
+MAX_MESSAGE_SIZE = (1 << 31) - 1
 
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
 
@@ -54,10 +67,12 @@ class TiKVHook(BaseHook):
 
     * ``api_version``: ``v1``, ``v1ttl`` or ``v2``, if the cluster must have that one;
     * ``cluster_id``: if it must be that cluster;
-    * ``keyspace_id``: the keyspace of API V2, 0 by default;
+    * ``keyspace``: the keyspace of API V2, by name or number; ``keyspace_id``: by number, 0 by default;
+    * ``address_map``: where to reach the addresses that the cluster tells, such as ``tikv-0:20160=10.0.0.5:30160``;
     * ``ca``, ``cert``, ``private_key``: TLS, each as a path on the worker or as PEM text;
     * ``check_requirements``: whether stores that are too old, or TiFlash, are refused; yes by default;
-    * ``connect_timeout``, ``grpc_keepalive_time``, ``grpc_keepalive_timeout``: durations such as ``10s``.
+    * ``connect_timeout``, ``grpc_keepalive_time``, ``grpc_keepalive_timeout``: durations such as ``10s``;
+    * ``grpc_max_recv_msg_size``: the largest message to accept, in bytes; any by default.
 
     :param tikv_conn_id: name of the connection.
     """
@@ -75,10 +90,24 @@ class TiKVHook(BaseHook):
         """The same as :meth:`cluster_options`; the clients themselves belong to an event loop."""
         return self.cluster_options()
 
-    def cluster_options(self) -> ClusterOptions:
-        """Read the connection.
+    def cluster_options(
+        self,
+        *,
+        ca: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
+        check_requirements: bool | str | None = None,
+        grpc_keepalive_time: Duration | None = None,
+        grpc_keepalive_timeout: Duration | None = None,
+        grpc_max_recv_msg_size: Number | None = None,
+        keyspace: str | int | None = None,
+        address_map: str | Mapping[str, str] | None = None,
+    ) -> ClusterOptions:
+        """Read the connection; each parameter that is given counts instead of the connection's field of that name.
 
-        :raises InvalidOptionError: one of its fields cannot be right; the message names it and the connection.
+        :param key: instead of the field ``private_key``.
+        :param keyspace: instead of the fields ``keyspace`` and ``keyspace_id``.
+        :raises InvalidOptionError: a field or a parameter cannot be right; the message names it, and the connection.
         :raises AirflowNotFoundException: there is no such connection.
         """
         conn = find_connection(self.tikv_conn_id, parameter="tikv_conn_id", hook=type(self))
@@ -90,33 +119,60 @@ class TiKVHook(BaseHook):
                 raise self._bad(name, f"there is no such field; there are {', '.join(EXTRA_FIELDS)}")
         if not conn.host:
             raise self._bad("host", "give the PD endpoints, such as pd0:2379,pd1:2379")
-        tls = self._field("ca, cert, private_key", lambda: _tls(extra))
+        given = _given(
+            {
+                "ca": ca,
+                "cert": cert,
+                "private_key": key,
+                "check_requirements": check_requirements,
+                "grpc_keepalive_time": grpc_keepalive_time,
+                "grpc_keepalive_timeout": grpc_keepalive_timeout,
+                "grpc_max_recv_msg_size": grpc_max_recv_msg_size,
+                "keyspace": keyspace,
+                "address_map": address_map,
+            }
+        )
+        if "keyspace" in given:
+            extra.pop("keyspace_id", None)
+        extra |= given
+
+        def read(names: str, how: Callable[[Mapping[str, Any]], V]) -> V:
+            # Whose mistake it is: the connection's, or the task's.
+            if given.keys() & set(names.split(", ")):
+                return how(extra)
+            return self._field(names, lambda: how(extra))
+
+        tls = read("ca, cert, private_key", _tls)
+        number = self._field("keyspace_id", lambda: _keyspace_id(extra))
+        keyspace_id, keyspace_name = read("keyspace", lambda fields: _keyspace(fields, number))
         return ClusterOptions(
             pd=self._field(
                 "host",
                 lambda: parse_pd(_host(conn.host), default_port=conn.port or DEFAULT_PD_PORT, tls=tls is not None),
             ),
             tls=tls,
-            grpc=self._field("grpc_keepalive_time, grpc_keepalive_timeout", lambda: _grpc(extra)),
+            grpc=GrpcOptions(
+                keepalive_time_s=read("grpc_keepalive_time", _seconds("grpc_keepalive_time", 10, least_s=1)),
+                keepalive_timeout_s=read("grpc_keepalive_timeout", _seconds("grpc_keepalive_timeout", 3, least_s=1)),
+                max_receive_bytes=read("grpc_max_recv_msg_size", _message_size),
+            ),
             api_version=self._field(
                 "api_version", lambda: parse_api_version(extra.get("api_version"), parameter="api_version")
             ),
             cluster_id=self._field(
                 "cluster_id", lambda: parse_whole(extra.get("cluster_id"), parameter="cluster_id", default=0) or None
             ),
-            keyspace_id=self._field(
-                "keyspace_id",
-                lambda: parse_whole(
-                    extra.get("keyspace_id"), parameter="keyspace_id", default=0, maximum=MAX_KEYSPACE_ID
+            keyspace_id=keyspace_id,
+            keyspace=keyspace_name,
+            address_map=read("address_map", lambda fields: AddressMap.parse(fields.get("address_map"))),
+            check_requirements=read(
+                "check_requirements",
+                lambda fields: parse_flag(
+                    fields.get("check_requirements"), parameter="check_requirements", default=True
                 ),
             ),
-            check_requirements=self._field(
-                "check_requirements",
-                lambda: parse_flag(extra.get("check_requirements", True), parameter="check_requirements"),
-            ),
             connect_timeout_s=self._field(
-                "connect_timeout",
-                lambda: parse_duration(extra.get("connect_timeout", 10), parameter="connect_timeout", minimum_s=0.001),
+                "connect_timeout", lambda: _seconds("connect_timeout", 10, least_s=0.001)(extra)
             ),
         )
 
@@ -200,21 +256,40 @@ def _extra(text: str | None) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 
-def _tls(extra: Mapping[str, Any]) -> TlsOptions | None:
-    ca, cert, key = (pem(str(extra.get(name, ""))) or None for name in ("ca", "cert", "private_key"))
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What somebody gave: a template that finds nothing makes an empty text, or ``None`` of it."""
+    return {name: value for name, value in values.items() if value is not None and value not in ("", "None")}
+
+
+def _tls(fields: Mapping[str, Any]) -> TlsOptions | None:
+    ca, cert, key = (pem(str(fields.get(name, ""))) or None for name in ("ca", "cert", "private_key"))
     if key is not None:
         if "-----BEGIN" in key:
-            mask(key)
+            mask_pem(key)
         elif not _is_file(key):
             # Not shown: it may be a key that lost its first line.
-            raise InvalidOptionError("private_key is neither PEM text nor a file on this machine", parameter="key")
+            raise InvalidOptionError("the private key is neither PEM text nor a file on this machine", parameter="key")
     return TlsOptions.load(ca=ca, cert=cert, key=key)
 
 
-def _grpc(extra: Mapping[str, Any]) -> GrpcOptions:
-    time_s = parse_duration(extra.get("grpc_keepalive_time", 10), parameter="grpc_keepalive_time", minimum_s=1)
-    timeout_s = parse_duration(extra.get("grpc_keepalive_timeout", 3), parameter="grpc_keepalive_timeout", minimum_s=1)
-    return GrpcOptions(keepalive_time_s=time_s, keepalive_timeout_s=timeout_s)
+def _keyspace_id(fields: Mapping[str, Any]) -> int:
+    return parse_whole(fields.get("keyspace_id"), parameter="keyspace_id", default=0, maximum=MAX_KEYSPACE_ID)
+
+
+def _keyspace(fields: Mapping[str, Any], number: int) -> tuple[int, str]:
+    named, name = parse_keyspace(fields.get("keyspace"))
+    if named is not None and number not in (0, named):
+        raise InvalidOptionError(f"keyspace is {named}, but keyspace_id is {number}: give one", parameter="keyspace")
+    return (number if named is None else named), name
+
+
+def _seconds(name: str, default_s: float, *, least_s: float) -> Callable[[Mapping[str, Any]], float]:
+    return lambda fields: parse_duration(fields.get(name), parameter=name, default=default_s, minimum_s=least_s)
+
+
+def _message_size(fields: Mapping[str, Any]) -> int:
+    name = "grpc_max_recv_msg_size"
+    return parse_whole(fields.get(name), parameter=name, default=-1, minimum=1, maximum=MAX_MESSAGE_SIZE)
 
 
 def _is_file(text: str) -> bool:

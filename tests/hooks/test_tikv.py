@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook, pem
+from airflow_provider_tikvbr.tikv.addresses import AddressMap
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
-from airflow_provider_tikvbr.tikv.options import ClusterOptions
+from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions
 from tests.support.certs import Authority
 
 Connect = Callable[..., TiKVHook]
@@ -131,6 +133,10 @@ def test_what_a_form_leaves_empty_means_the_default(connect: Connect) -> None:
         ({"host": "pd0", "extra": "[1]"}, "field extra: it is not a JSON object"),
         ({"host": "pd0", "extra": {"api_version": "v3"}}, "field api_version: .*give v1, v1ttl or v2"),
         ({"host": "pd0", "extra": {"keyspace_id": 1 << 24}}, "field keyspace_id: .*16777215"),
+        ({"host": "pd0", "extra": {"keyspace": "no name"}}, "field keyspace: "),
+        ({"host": "pd0", "extra": {"keyspace": 3, "keyspace_id": 4}}, "field keyspace: keyspace is 3, but keyspace_id"),
+        ({"host": "pd0", "extra": {"address_map": {"a": 5}}}, "field address_map: "),
+        ({"host": "pd0", "extra": {"grpc_max_recv_msg_size": -1}}, "field grpc_max_recv_msg_size: "),
         ({"host": "pd0", "extra": {"cluster_id": "x"}}, "field cluster_id: "),
         ({"host": "pd0", "extra": {"check_requirements": "maybe"}}, "field check_requirements: "),
         ({"host": "pd0", "extra": {"connect_timeout": "soon"}}, "field connect_timeout: "),
@@ -154,6 +160,89 @@ def test_the_private_key_is_hidden_from_logs(connect: Connect, certificate: Cert
     extra = {"ca": certificate.ca, "cert": certificate.cert, "private_key": certificate.key}
     connect(host="pd0", extra=extra).cluster_options()
     assert certificate.key.splitlines()[1] not in str(redact(f"so {certificate.key}"))
+
+
+def test_each_line_of_the_private_key_is_hidden(connect: Connect) -> None:
+    key = Authority().issue("nobody").key.decode()
+    extra = {"ca": "-----BEGIN CERTIFICATE-----", "private_key": key.replace("\n", " ")}
+    with pytest.raises(InvalidOptionError):
+        connect(host="pd0", extra=extra).cluster_options()
+    for line in key.splitlines()[1:-2]:
+        assert line not in str(redact(f"so {line} it goes"))
+    assert "MII" not in str(redact(json.dumps(key)))
+
+
+# --- what a task says instead ---
+
+
+def test_parameters_count_instead_of_fields(connect: Connect, certificate: Certificate) -> None:
+    extra = {
+        "ca": "/no/such/file",
+        "check_requirements": True,
+        "grpc_keepalive_time": "20s",
+        "grpc_keepalive_timeout": "nonsense",
+        "keyspace": "tenant",
+        "keyspace_id": 7,
+        "address_map": {"pd0": "10.0.0.1"},
+    }
+    options = connect(host="pd0", extra=extra).cluster_options(
+        ca=certificate.ca,
+        cert=certificate.cert,
+        key=certificate.key,
+        check_requirements="False",
+        grpc_keepalive_timeout=timedelta(seconds=7),
+        grpc_max_recv_msg_size="1048576",
+        keyspace="9",
+        address_map="tikv-0:1=localhost:2",
+    )
+    assert options.tls is not None
+    assert (options.tls.ca, options.tls.key) == (certificate.ca.encode(), certificate.key.encode())
+    assert options.check_requirements is False
+    assert (options.grpc.keepalive_time_s, options.grpc.keepalive_timeout_s) == (20, 7)
+    assert options.grpc.max_receive_bytes == 1 << 20
+    assert (options.keyspace, options.keyspace_id) == ("", 9)
+    assert options.address_map == AddressMap.parse("tikv-0:1=localhost:2")
+
+
+@pytest.mark.parametrize("empty", ["", None, "None"])
+def test_parameters_that_are_empty_leave_it_to_the_fields(connect: Connect, empty: Any) -> None:
+    extra = {
+        "check_requirements": False,
+        "grpc_keepalive_time": "20s",
+        "grpc_max_recv_msg_size": 5,
+        "keyspace": "tenant",
+        "address_map": "pd0=10.0.0.1",
+    }
+    hook = connect(host="pd0", extra=extra)
+    names = "ca cert key check_requirements grpc_keepalive_time grpc_keepalive_timeout grpc_max_recv_msg_size"
+    assert hook.cluster_options(**dict.fromkeys(f"{names} keyspace address_map".split(), empty)) == ClusterOptions(
+        pd=("pd0:2379",),
+        check_requirements=False,
+        grpc=GrpcOptions(keepalive_time_s=20, max_receive_bytes=5),
+        keyspace="tenant",
+        address_map=AddressMap.parse("pd0=10.0.0.1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "parameter"),
+    [
+        ({"ca": "/no/such/file"}, "ca"),
+        ({"key": "nonsense"}, "key"),
+        ({"check_requirements": "maybe"}, "check_requirements"),
+        ({"grpc_keepalive_time": "soon"}, "grpc_keepalive_time"),
+        ({"grpc_keepalive_timeout": 0}, "grpc_keepalive_timeout"),
+        ({"grpc_max_recv_msg_size": "32MiB"}, "grpc_max_recv_msg_size"),
+        ({"keyspace": "no name"}, "keyspace"),
+        ({"keyspace": 1 << 24}, "keyspace"),
+        ({"address_map": "a=b:1"}, "address_map"),
+    ],
+)
+def test_a_parameter_that_is_wrong_is_named(connect: Connect, parameters: dict[str, Any], parameter: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        connect(host="pd0").cluster_options(**parameters)
+    assert caught.value.parameter == parameter
+    assert "connection" not in str(caught.value)
 
 
 # --- PEM text ---
