@@ -7,14 +7,16 @@ its texts may quote URLs and keys.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import boto3
 import smart_open.s3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -22,9 +24,11 @@ from botocore.exceptions import (
     ParamValidationError,
 )
 
+from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
-from airflow_provider_tikvbr.storage.s3_errors import is_missing, map_error, status_of
+from airflow_provider_tikvbr.storage.s3_errors import is_busy, is_missing, map_error, status_of
+from airflow_provider_tikvbr.storage.s3_identity import S3Identity
 from airflow_provider_tikvbr.storage.s3_location import DEFAULT_REGION, S3Credentials, S3Location
 
 T = TypeVar("T")
@@ -41,10 +45,12 @@ _UNKNOWN_CONDITION = frozenset({400, 405, 501})
 class S3Storage(Storage):
     """A bucket and a prefix.
 
-    :param credentials: those to use, whatever else there are.
-    :param send_credentials: whether the stores are sent the resolved credentials, or use their own.
+    :param credentials: what a connection says; see :mod:`~airflow_provider_tikvbr.storage.s3_identity` for the order.
+    :param send_credentials: whether the stores are sent the resolved keys, or use their own. A role and its external id
+        they are told in any case: they can assume it with keys of their own.
     :param environment_first: whether the environment's credentials go before the URL's.
-    :param no_credentials: use none at all.
+    :param no_credentials: sign nothing, and send nothing. A store that is sent nothing still uses what it has itself.
+    :raises InvalidOptionError: the connection and the URL name different roles.
     """
 
     def __init__(
@@ -57,16 +63,23 @@ class S3Storage(Storage):
         no_credentials: bool = False,
     ) -> None:
         self.location = location
-        self._credentials = credentials or location.credentials
+        self._given = credentials or S3Credentials()
+        self._identity = S3Identity(
+            location=location,
+            given=credentials,
+            environment_first=environment_first,
+            no_credentials=no_credentials,
+        )
+        self._object_lock = location.object_lock
         self._send_credentials = send_credentials
         self._lock = threading.Lock()
         # Both are made on first use: a storage may be made in one process and used in a fork of it.
-        self._opened: tuple[Any, Any] | None = None
+        self._client: Any = None
         self._threads: ThreadPoolExecutor | None = None
 
     @classmethod
     def of_message(cls, told: brpb_pb2.S3) -> S3Storage:
-        """What a store makes of what it is told."""
+        """What a store makes of what it is told. No TiKV heeds a profile."""
         credentials = None
         if told.access_key and told.secret_access_key:
             credentials = S3Credentials(
@@ -86,14 +99,27 @@ class S3Storage(Storage):
                 acl=told.acl,
                 provider=told.provider,
                 force_path_style=told.force_path_style,
+                credentials=credentials,
+                role_arn=told.role_arn,
+                external_id=told.external_id,
+                object_lock=told.object_lock_enabled,
             ),
-            credentials=credentials,
         )
 
     @property
     def display_url(self) -> str:
         """The storage URL without parameters."""
         return self.location.display_url
+
+    @property
+    def credentials_from(self) -> str:
+        """Whose credentials are used, such as ``the environment``; for people."""
+        return self._identity.source
+
+    @property
+    def passes_over_url_credentials(self) -> bool:
+        """Whether the URL has keys that are not used, because others go first."""
+        return self._identity.passes_over_url
 
     def backend(self) -> brpb_pb2.StorageBackend:
         """What a store is told; with the credentials of now, which may be temporary ones."""
@@ -109,8 +135,11 @@ class S3Storage(Storage):
             acl=at.acl,
             force_path_style=at.force_path_style,
             provider=at.provider,
+            role_arn=self._identity.role_arn,
+            external_id=self._identity.external_id,
+            object_lock_enabled=bool(self._object_lock),
         )
-        found = self._resolve() if self._send_credentials else None
+        found = self._keys_for_stores() if self._send_credentials else None
         if found is not None:
             message.access_key = found.access_key
             message.secret_access_key = found.secret_access_key
@@ -126,6 +155,7 @@ class S3Storage(Storage):
         name = f".{uuid.uuid4().hex}.tikvbr-tmp"
 
         def probe(client: Any) -> None:
+            self._locks(client)
             place = self._place(name)
             upload = client.create_multipart_upload(**place, **self._attributes())
             client.abort_multipart_upload(**place, UploadId=upload["UploadId"])
@@ -205,12 +235,12 @@ class S3Storage(Storage):
     async def close(self) -> None:
         """Close the connections."""
         with self._lock:
-            opened, self._opened = self._opened, None
+            client, self._client = self._client, None
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False)
-        if opened is not None:
-            opened[1].close()
+        if client is not None:
+            client.close()
 
     # --- boto3 ---
 
@@ -223,63 +253,67 @@ class S3Storage(Storage):
 
     def _run(self, doing: str, name: str, call: Callable[[Any], T]) -> T:
         try:
-            return call(self._open()[1])
+            return call(self._open())
+        except TikvBrError:
+            raise
         except (ClientError, BotoCoreError, ValueError, OSError) as error:
             # The cause is cut off on purpose: see the module's text.
             raise map_error(error, self.location, doing, name) from None
 
-    def _open(self) -> tuple[Any, Any]:
-        """The session and its client."""
+    def _open(self) -> Any:
         with self._lock:
-            if self._opened is None:
-                given = self._credentials
-                session = boto3.session.Session(
-                    aws_access_key_id=given.access_key if given else None,
-                    aws_secret_access_key=given.secret_access_key if given else None,
-                    aws_session_token=(given.session_token or None) if given else None,
+            if self._client is None:
+                self._client = self._identity.session().client(
+                    "s3",
                     region_name=self.location.region,
+                    endpoint_url=self.location.endpoint or None,
+                    verify=self._given.verify,
+                    config=self._config(),
                 )
-                client = session.client("s3", endpoint_url=self.location.endpoint or None, config=self._config())
-                self._opened = (session, client)
-            return self._opened
+            return self._client
 
     def _config(self) -> Any:
-        at = self.location
-        options: dict[str, Any] = {
-            "signature_version": "s3v4",
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
-            "max_pool_connections": THREADS,
+        at, theirs = self.location, self._given.config
+        usual = Config(
+            signature_version="s3v4",
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            max_pool_connections=THREADS,
+        )
+        fixed: dict[str, Any] = {
             "s3": {
+                **(theirs.s3 or {} if theirs is not None else {}),
                 "addressing_style": "path" if at.force_path_style else "virtual",
                 "use_accelerate_endpoint": at.use_accelerate_endpoint,
             },
             # The stores know nothing of this process's environment: both have to mean the same service.
             "ignore_configured_endpoint_urls": True,
         }
+        if self._identity.anonymous:
+            fixed["signature_version"] = UNSIGNED
         for name in ("request_checksum_calculation", "response_checksum_validation"):
             # Newer botocore sends checksums that other makers' services do not understand.
             if name in Config.OPTION_DEFAULTS:
-                options[name] = "when_required"
-        return Config(**options)
+                fixed[name] = "when_required"
+        return (usual.merge(theirs) if theirs is not None else usual).merge(Config(**fixed))
 
-    def _resolve(self) -> S3Credentials | None:
-        if self._credentials is not None:
-            return self._credentials
+    def _keys_for_stores(self) -> S3Credentials | None:
+        return self._run("find credentials for", "", lambda _client: self._identity.keys_for_stores())
 
-        def ask(_: Any) -> S3Credentials | None:
-            found = self._open()[0].get_credentials()
-            if found is None:
-                return None
-            frozen = found.get_frozen_credentials()
-            return S3Credentials(
-                access_key=frozen.access_key,
-                secret_access_key=frozen.secret_key,
-                session_token=frozen.token or "",
-            )
-
-        return self._run("find credentials for", "", ask)
+    def _locks(self, client: Any) -> bool:
+        """Whether the bucket locks objects; looked up once."""
+        if self._object_lock is None:
+            try:
+                answer = client.get_object_lock_configuration(Bucket=self.location.bucket)
+            except ClientError as error:
+                # Other services do not know the question, and not everybody may ask it: then the URL has to tell.
+                if is_busy(error) and status_of(error) not in (500, 501):
+                    raise
+                answer = {}
+            found = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled")
+            self._object_lock = found == "Enabled"
+        return self._object_lock
 
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self.location.bucket, "Key": self.location.object_key(name)}
@@ -295,6 +329,9 @@ class S3Storage(Storage):
         return {name: value for name, value in given.items() if value}
 
     def _put(self, client: Any, name: str, data: bytes, **conditions: str) -> None:
+        if self._locks(client):
+            digest = hashlib.md5(data, usedforsecurity=False).digest()
+            conditions["ContentMD5"] = base64.b64encode(digest).decode()
         client.put_object(**self._place(name), Body=data, **self._attributes(), **conditions)
 
     def _exists(self, client: Any, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -13,6 +15,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSLError,
     SSOError,
     TokenRetrievalError,
@@ -38,7 +41,15 @@ _CREDENTIALS = (
 )
 _NETWORK = (ConnectionError, HTTPClientError, IncompleteReadError)
 _REFUSED = frozenset(
-    {"AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
 )
 _BUSY = frozenset(
     {
@@ -47,6 +58,7 @@ _BUSY = frozenset(
         "InternalError",
         "OperationAborted",
         "RequestLimitExceeded",
+        "RequestThrottled",
         "RequestTimeout",
         "RequestTimeTooSkewed",
         "ServiceUnavailable",
@@ -64,6 +76,12 @@ _ELSEWHERE = frozenset(
 def status_of(error: ClientError) -> int:
     """The HTTP status of an answer; 0 if it has none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_busy(error: ClientError) -> bool:
+    """Whether the same request may succeed later."""
+    status = status_of(error)
+    return _code_of(error) in _BUSY or status in (408, 429) or status >= 500
 
 
 def is_missing(error: ClientError) -> bool:
@@ -87,6 +105,12 @@ def map_error(error: Exception, location: S3Location, doing: str, name: str) -> 
             f"{what}: no usable S3 credentials: give access-key and secret-access-key in the storage URL, or set "
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    if isinstance(error, ProfileNotFound):
+        return AuthenticationError(
+            f"{what}: this machine's AWS configuration has no profile {error.kwargs.get('profile')}: add it, or correct "
+            f"its name"
+        )
+    service = _address_of(error) or service
     if isinstance(error, SSLError):
         return AuthenticationError(f"{what}: {service} is not trusted over TLS: check the endpoint and its certificate")
     if isinstance(error, _NETWORK):
@@ -100,10 +124,29 @@ def map_error(error: Exception, location: S3Location, doing: str, name: str) -> 
     return StorageUnavailableError(f"{what}: {service} broke off", url=url)
 
 
+def _code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _address_of(error: Exception) -> str:
+    """Scheme, host and port of a request that did not get through: it may have been one to STS."""
+    kwargs = getattr(error, "kwargs", {})
+    parts = urlsplit(str(kwargs.get("endpoint_url") or ""))
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc and "@" not in parts.netloc else ""
+
+
 def _answer(error: ClientError, location: S3Location, what: str, service: str, name: str) -> TikvBrError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = _code_of(error)
     status = status_of(error)
     url = location.display_url
+    if error.operation_name.startswith("AssumeRole"):
+        if is_busy(error):
+            return StorageUnavailableError(f"{what}: STS asks to try later ({code or status})", url=url, code=code)
+        return AuthenticationError(
+            f"{what}: STS refuses the role ({code or status}): check its ARN, its external id, and that it trusts the "
+            f"credentials that are to assume it",
+            code=code,
+        )
     if code == "NoSuchBucket":
         return StorageNotFoundError(
             f"{what}: there is no bucket {location.bucket} at {service}: make it, or correct the storage URL",
@@ -114,7 +157,7 @@ def _answer(error: ClientError, location: S3Location, what: str, service: str, n
         return StorageNotFoundError(
             f"{url}/{name} does not exist" if name else f"{url} does not exist", url=url, code=code
         )
-    if code in _BUSY or status in (408, 429) or status >= 500:
+    if is_busy(error):
         return StorageUnavailableError(f"{what}: {service} asks to try later ({code or status})", url=url, code=code)
     if code in _ELSEWHERE or status in (301, 307):
         return StorageError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_provider_tikvbr.storage.parameters import boolean, display_url, object_key, read_endpoint, refused
 
@@ -26,20 +27,46 @@ S3_PARAMETERS = frozenset(
         "provider",
         "force-path-style",
         "use-accelerate-endpoint",
+        "role-arn",
+        "external-id",
+        "profile",
+        "object-lock",
     }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Credentials:
-    """A key pair for S3.
+    """Who to be for S3: a key pair, a profile, a role, or what makes sessions of its own; and how to reach the service.
 
-    :param session_token: for temporary credentials; empty otherwise.
+    What is left empty is looked for elsewhere.
+
+    :param session_token: for temporary keys; empty otherwise.
+    :param profile: name of a profile in the machine's AWS configuration files; keys go before it.
+    :param role_arn: a role to assume with the keys, the profile, or whatever the machine has.
+    :param external_id: what the role's owner wants to hear before it may be assumed.
+    :param session: makes a boto3 session for a region, with credentials that it keeps fresh and the role assumed; for
+        those who know more ways to credentials than this package.
+    :param owns_credentials: whether ``session`` has credentials that the fields above do not tell.
+    :param verify: how to check the service's certificate: boto3's ``verify``.
+    :param config: further options of the client: a ``botocore.config.Config``.
     """
 
-    access_key: str = field(repr=False)
-    secret_access_key: str = field(repr=False)
+    access_key: str = field(default="", repr=False)
+    secret_access_key: str = field(default="", repr=False)
     session_token: str = field(default="", repr=False)
+    profile: str = ""
+    role_arn: str = ""
+    external_id: str = field(default="", repr=False)
+    session: Callable[[str], Any] | None = field(default=None, repr=False, compare=False)
+    owns_credentials: bool = False
+    verify: bool | str | None = None
+    config: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def names_any(self) -> bool:
+        """Whether it says who to be."""
+        return bool(self.access_key or self.profile or self.role_arn or self.owns_credentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +75,11 @@ class S3Location:
 
     :param prefix: without outer slashes; may be empty.
     :param endpoint: URL of the service; empty = Amazon's, for the region.
-    :param credentials: from the URL, if it holds any.
+    :param credentials: the key pair from the URL, if it holds one.
+    :param role_arn: the role to assume, here and by the stores.
+    :param external_id: what the role's owner wants to hear before it may be assumed.
+    :param profile: a profile in this machine's AWS configuration files; keys go before it.
+    :param object_lock: whether the bucket locks objects, and so wants a checksum of each; None = look.
     """
 
     bucket: str
@@ -63,6 +94,10 @@ class S3Location:
     force_path_style: bool = True
     use_accelerate_endpoint: bool = False
     credentials: S3Credentials | None = None
+    role_arn: str = ""
+    external_id: str = field(default="", repr=False)
+    profile: str = ""
+    object_lock: bool | None = None
 
     @property
     def display_url(self) -> str:
@@ -83,10 +118,13 @@ def s3_location(bucket: str, prefix: str, given: Mapping[str, str]) -> S3Locatio
     provider = given.get("provider", "").lower()
     accelerate = boolean(given, "use-accelerate-endpoint", default=False)
     path_style = boolean(given, "force-path-style", default=True)
+    endpoint = read_endpoint(given, "S3")
+    if accelerate and endpoint:
+        raise refused("use-accelerate-endpoint is for Amazon's own endpoints: leave it out, or leave out endpoint")
     return S3Location(
         bucket=bucket,
         prefix=prefix,
-        endpoint=read_endpoint(given, "S3"),
+        endpoint=endpoint,
         region=given.get("region") or DEFAULT_REGION,
         storage_class=given.get("storage-class", ""),
         sse=given.get("sse", ""),
@@ -96,7 +134,20 @@ def s3_location(bucket: str, prefix: str, given: Mapping[str, str]) -> S3Locatio
         force_path_style=path_style and not accelerate and provider not in VIRTUAL_HOST_PROVIDERS,
         use_accelerate_endpoint=accelerate,
         credentials=_credentials(given),
+        role_arn=_role(given),
+        external_id=given.get("external-id", ""),
+        profile=given.get("profile", ""),
+        object_lock=boolean(given, "object-lock", default=False) if given.get("object-lock") else None,
     )
+
+
+def _role(given: Mapping[str, str]) -> str:
+    role = given.get("role-arn", "")
+    if role and not role.startswith("arn:"):
+        raise refused(f"the storage parameter role-arn is {role!r}: write arn:aws:iam::ACCOUNT:role/NAME")
+    if given.get("external-id") and not role:
+        raise refused("the storage URL has an external-id, which is for assuming a role: give role-arn too, or neither")
+    return role
 
 
 def _credentials(given: Mapping[str, str]) -> S3Credentials | None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_tikvbr.connections import StorageAccess, find_connection, storage_access
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -54,20 +54,6 @@ def test_no_storage_connection_means_the_workers_own_keys(name: Any) -> None:
     assert storage_access(name, URL) is None
 
 
-def test_keys_are_read_and_masked(keys: Any) -> None:
-    keys(aws_session_token="thetoken")
-    credentials = S3Credentials(access_key="AKIATHEACCESSKEY", secret_access_key="topsecret", session_token="thetoken")
-    assert storage_access("keys", URL) == StorageAccess(credentials=credentials)
-    assert str(redact("AKIATHEACCESSKEY, topsecret, thetoken")) == "***, ***, ***"
-
-
-def test_a_connection_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_KEYS", json.dumps({"conn_type": "aws", "login": "AKIA"}))
-    with pytest.raises(InvalidOptionError, match="no login and password") as caught:
-        storage_access("keys", URL)
-    assert caught.value.parameter == "storage_conn_id"
-
-
 @pytest.mark.parametrize("url", ["/mnt/backup", "local:///mnt/backup", "noop://", "hdfs://namenode/backup"])
 def test_a_storage_without_credentials_takes_no_connection(keys: Any, url: str) -> None:
     keys()
@@ -84,13 +70,6 @@ def test_endpoint_and_region_come_from_the_connection_unless_the_url_says_otherw
     assert (found.endpoint, found.region, found.prefix) == ("http://minio:9000", "eu-west-1", "prefix")
     found = location(access.complete("s3://bucket/prefix?endpoint=http://other:1&sse=AES256"))
     assert (found.endpoint, found.region, found.sse) == ("http://other:1", "eu-west-1", "AES256")
-
-
-def test_what_is_not_heeded_is_told(keys: Any) -> None:
-    keys(role_arn="arn:aws:iam::1:role/x", profile_name="y", region_name="eu-west-1")
-    access = storage_access("keys", URL)
-    assert access is not None
-    assert access.unread == ("profile_name", "role_arn")
 
 
 def test_an_extra_that_is_no_object_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
