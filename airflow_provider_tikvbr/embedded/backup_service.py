@@ -24,7 +24,13 @@ from airflow_provider_tikvbr.embedded.conversion import Conversion
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DataKey, StoreEngine
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import RawFormat, RawReader, region_bounds
-from airflow_provider_tikvbr.embedded.releases import as_seen_by, converts, gives_an_iv, replaces_local_files
+from airflow_provider_tikvbr.embedded.releases import (
+    as_seen_by,
+    converts,
+    gives_an_iv,
+    replaces_local_files,
+    sorts_files_by_store,
+)
 from airflow_provider_tikvbr.embedded.serving import Handler
 from airflow_provider_tikvbr.embedded.sst_writer import SstCompression, write_sst
 from airflow_provider_tikvbr.embedded.storages import io_error, open_for_store
@@ -290,7 +296,7 @@ class _Job:
 
     def _base_name(self, piece: Piece) -> str:
         kind = self._request.storage_backend.WhichOneof("backend")
-        slash = "/" if kind in _WITH_DIRECTORIES else "_"
+        slash = "/" if kind in _WITH_DIRECTORIES and sorts_files_by_store(self._version) else "_"
         base = f"{self._store_id}{slash}{piece.region_id}_{piece.version}"
         if not piece.api.start:
             return base

@@ -100,3 +100,9 @@ def knows_multi_ingest(version: str) -> bool:
 def replaces_local_files(version: str) -> bool:
     """Whether TiKV writes over a file in a directory; before 6.2 it refuses (``external_storage/src/local.rs``)."""
     return release_of(version) >= Release(6, 2)
+
+
+def sorts_files_by_store(version: str) -> bool:
+    """Whether TiKV puts the files of a store into a directory, in S3 and in directories only (``backup/src/endpoint.rs``)."""
+    release = release_of(version)
+    return Release(5, 4, 3) <= release < Release(6, 0) or release >= Release(6, 1, 1)
