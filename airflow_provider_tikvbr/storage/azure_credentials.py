@@ -29,11 +29,15 @@ def resolve(
     :param no_credentials: none at all, only the account's name.
     :raises InvalidOptionError: nobody names the account.
     """
-    account = (
-        location.account_name or (given.account_name if given else "") or os.environ.get("AZURE_STORAGE_ACCOUNT", "")
-    )
-    if given is not None and given.secret and given.account_name:
-        account = given.account_name  # its key opens no other
+    named = given.account_name if given else ""
+    if named and location.account_name not in ("", named) and given and given.token is None:
+        # A key opens one account only.
+        raise InvalidOptionError(
+            f"the credentials given are for the Azure account {named}, but the storage URL names"
+            f" {location.account_name}: correct one of them",
+            parameter="storage",
+        )
+    account = location.account_name or named or os.environ.get("AZURE_STORAGE_ACCOUNT", "")
     if not account:
         raise InvalidOptionError(
             f"nobody names the Azure account of {location.display_url}: give account-name in the storage URL, or set"

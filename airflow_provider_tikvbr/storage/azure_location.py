@@ -114,6 +114,9 @@ def azure_location(container: str, prefix: str, given: Mapping[str, str]) -> Azu
         )
     if customer_key and len(_decoded(customer_key)) != _KEY_BYTES:
         raise refused("the storage parameter encryption-key is not a key of 256 bits in base64")
+    endpoint = read_endpoint(given, "Azure")
+    if customer_key and endpoint.startswith("http://"):
+        raise refused("the storage parameter encryption-key goes over TLS only: give an endpoint with https")
     if sum(map(bool, (tier, scope, customer_key))) > 1:
         # The stores refuse the same (TiKV, components/cloud/azure/src/azblob.rs, check_config).
         raise refused(
@@ -122,7 +125,7 @@ def azure_location(container: str, prefix: str, given: Mapping[str, str]) -> Azu
     return AzureLocation(
         container=container,
         prefix=prefix,
-        endpoint=read_endpoint(given, "Azure"),
+        endpoint=endpoint,
         access_tier=tier,
         encryption_scope=scope,
         encryption_key=customer_key,
