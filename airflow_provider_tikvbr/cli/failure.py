@@ -15,10 +15,12 @@ class Tally:
     """Remembers how far a job has come, for the case that it fails.
 
     :param title: what the job is, such as ``Raw backup``; its first step is named like it.
+    :param unit: what a failed range is called.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, unit: str = "") -> None:
         self._title = title
+        self._unit = unit
         self._work: Progress | None = None
         self._beyond = False
 
@@ -48,7 +50,7 @@ class Tally:
         found |= {"total-ranges": succeeded + failed, "ranges-succeed": succeeded, "ranges-failed": failed}
         found[UNITS[self._title]] = work.total
         if failed and not isinstance(error, (JobCancelledError, asyncio.CancelledError)):
-            found |= {"unit-name": self._title, "error": error}
+            found |= {"unit-name": self._unit, "error": error}
         return found
 
     def said_of_checksum(self, error: BaseException) -> str:

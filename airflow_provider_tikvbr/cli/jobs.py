@@ -6,9 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -52,11 +52,15 @@ class Output:
     :param log_level: name of the lowest level that is written.
     :param log_file: where the log goes; empty means a temporary file if a person watches, standard error if not.
     :param log_format: ``text`` or ``json``.
+    :param arguments: what the user asked for, for the log; free of secrets.
+    :param without_effect: flags that the user gave and that do nothing.
     """
 
     log_level: str = "info"
     log_file: str = ""
     log_format: str = "text"
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    without_effect: Sequence[str] = ()
 
 
 def run_job(
@@ -64,7 +68,6 @@ def run_job(
     job: Callable[[Listener], Coroutine[Any, Any, S]],
     *,
     output: Output,
-    arguments: Mapping[str, object],
 ) -> S:
     """Run a job to its end, show how it goes, and write its summary line to standard output and the log.
 
@@ -72,30 +75,17 @@ def run_job(
 
     :param title: what the job is, such as ``Raw backup``.
     :param job: makes the job's coroutine; it is told where to send events.
-    :param arguments: what the user asked for, for the log; free of secrets.
     :raises TikvBrError: the job failed; a log file, if there is one, tells it already.
     """
-    level = parse_level(output.log_level)
-    log_format = parse_log_format(output.log_format)
-    to_terminal = LOG_TO_TERMINAL in os.environ
-    # A dumb terminal cannot redraw a line, so it gets log lines like a file.
-    watched = sys.stderr.isatty() and not to_terminal and os.environ.get("TERM") != "dumb"
-    file = None if to_terminal else _log_file(output.log_file, watched=watched)
-    with logging_to(file or (sys.stdout if to_terminal else sys.stderr), level, log_format=log_format):
-        if file:
-            click.echo(f"Detail BR log in {file}", err=True)
-        if file or to_terminal:
-            LOGGER.info("Welcome to tikvbr", extra={"fields": {"release-version": __version__}})
-            LOGGER.info("arguments", extra={"fields": arguments})
-        tally = Tally(title)
-        # On standard output the log holds the line already.
-        to_stdout, to_log = not to_terminal, to_terminal or file is not None
+    with _logs(output) as logs:
+        start, end = (output.arguments.get(name, "") for name in ("start", "end"))
+        tally = Tally(title, unit=f"range start:{start} end:{end}")
         try:
             with ExitStack() as stack:
                 listeners: list[Listener] = [tally]
-                if file or not watched:
+                if logs.file or not logs.watched:
                     listeners.append(LogProgress())
-                if watched:
+                if logs.watched:
                     listeners.append(stack.enter_context(BarProgress()))
 
                 def listener(event: Event) -> None:
@@ -104,16 +94,76 @@ def run_job(
 
                 summary = asyncio.run(interruptible(job(listener)))
         except Exception as err:
-            if to_log:  # without a log of its own, the same sentence appears on standard error anyway
-                known = isinstance(err, TikvBrError)
-                fields = {"error": err, **(err.attrs() if isinstance(err, TikvBrError) else {})}
-                LOGGER.error("%s failed", title, extra={"fields": fields}, exc_info=None if known else err)
+            logs.failed(title, err)
             if said := tally.said_of_checksum(err):
                 click.echo(said)
-            announce(f"{title} failed summary", tally.summary(err), to_stdout=to_stdout, to_log=to_log)
+            announce(f"{title} failed summary", tally.summary(err), to_stdout=not logs.on_stdout, to_log=logs.kept)
             raise
-        announce(summary.title, summary.parts(), to_stdout=to_stdout, to_log=to_log)
+        announce(summary.title, summary.parts(), to_stdout=not logs.on_stdout, to_log=logs.kept)
     return summary
+
+
+def run_quietly(title: str, work: Callable[[], Coroutine[Any, Any, T]], *, output: Output) -> T:
+    """Run something short, which has no progress and no summary; signals stop it as they stop a job.
+
+    :param title: what it is.
+    :raises TikvBrError: it failed; a log file, if there is one, tells it already.
+    """
+    with _logs(output) as logs:
+        try:
+            return asyncio.run(interruptible(work()))
+        except Exception as err:
+            logs.failed(title, err)
+            raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Logs:
+    """Where the log goes.
+
+    :param file: the file; None if it goes to a stream.
+    :param on_stdout: whether it goes to standard output.
+    :param watched: whether a person looks at a terminal that can draw a bar.
+    """
+
+    file: Path | None
+    on_stdout: bool
+    watched: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether everything is to be in the log; standard error alone says the result in another way."""
+        return self.on_stdout or self.file is not None
+
+    def failed(self, title: str, err: Exception) -> None:
+        """Write an error, if it is not about to appear in the same place anyway."""
+        if self.kept:
+            known = isinstance(err, TikvBrError)
+            fields = {"error": err, **(err.attrs() if isinstance(err, TikvBrError) else {})}
+            LOGGER.error("%s failed", title, extra={"fields": fields}, exc_info=None if known else err)
+
+
+@contextmanager
+def _logs(output: Output) -> Iterator[_Logs]:
+    """Let the log go where it is wanted, and begin it with what was asked for."""
+    level = parse_level(output.log_level)
+    log_format = parse_log_format(output.log_format)
+    on_stdout = LOG_TO_TERMINAL in os.environ
+    # A dumb terminal cannot redraw a line, so it gets log lines like a file.
+    watched = sys.stderr.isatty() and not on_stdout and os.environ.get("TERM") != "dumb"
+    logs = _Logs(
+        file=None if on_stdout else _log_file(output.log_file, watched=watched), on_stdout=on_stdout, watched=watched
+    )
+    stream = sys.stdout if on_stdout else sys.stderr
+    with logging_to(logs.file or stream, level, log_format=log_format):
+        if logs.file:
+            click.echo(f"Detail BR log in {logs.file}", err=True)
+        if logs.kept:
+            LOGGER.info("Welcome to tikvbr", extra={"fields": {"release-version": __version__}})
+            LOGGER.info("arguments", extra={"fields": output.arguments})
+        if output.without_effect:
+            LOGGER.warning("%s: taken as tikv-br takes it, and without effect", ", ".join(output.without_effect))
+        yield logs
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import click
 
 from airflow_provider_tikvbr import __version__
+from airflow_provider_tikvbr.cli.debug import decode, encode, reset_pd_config, validate
 from airflow_provider_tikvbr.cli.embedded import demo, embedded
 from airflow_provider_tikvbr.cli.flags import canonical, spellings
 from airflow_provider_tikvbr.cli.raw import backup_raw, checksum, restore_raw
@@ -81,6 +82,13 @@ def debug(ctx: click.Context) -> None:
     _help_if_alone(ctx)
 
 
+@debug.group(cls=Commands, invoke_without_command=True)
+@click.pass_context
+def backupmeta(ctx: click.Context) -> None:
+    """Utilities of backupmeta."""
+    _help_if_alone(ctx)
+
+
 def _help_if_alone(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -88,7 +96,9 @@ def _help_if_alone(ctx: click.Context) -> None:
 
 backup.add_command(backup_raw)
 restore.add_command(restore_raw)
-debug.add_command(checksum)
+for command in (checksum, decode, encode, reset_pd_config):
+    debug.add_command(command)
+backupmeta.add_command(validate)
 tikvbr.add_command(checksum)
 tikvbr.add_command(embedded)
 tikvbr.add_command(demo)

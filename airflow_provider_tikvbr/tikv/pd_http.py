@@ -114,6 +114,13 @@ class PDHttp:
         """
         await self.set_schedule_ttl(values, 1)
 
+    async def set_schedule(self, values: Mapping[str, int | str]) -> None:
+        """Set schedule settings for good.
+
+        :param values: by the names of :meth:`schedule_config`; PD reads some flags as text only, ``"true"``.
+        """
+        await self._request("POST", f"{API}/config/schedule", body=values)
+
     # --- requests ---
 
     async def _request(self, method: str, path: str, *, body: Mapping[str, Any] | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from airflow_provider_tikvbr.cli import options as flags
+from airflow_provider_tikvbr.cli import settings
 from airflow_provider_tikvbr.cli.main import main
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
@@ -96,7 +97,8 @@ def test_a_backup_is_restored_and_compared(v1: ThreadedCluster, tmp_path: Path) 
 
         other.put([(UserKey(b"key/one more"), b"value")])
         differs = run("debug", "checksum", "-u", other.pd_address, "-s", tmp_path / "b")
-        assert (differs.returncode, differs.stdout) == (1, "")
+        assert differs.returncode == 1
+        fields(differs.stdout.rstrip("\n"), "Raw checksum failed summary")
         assert re.search(
             r"^Error: the cluster does not hold what the backup holds: the backup has crc64xor=\d+ total-kvs=300"
             r" total-bytes=\d+, the cluster crc64xor=\d+ total-kvs=301 total-bytes=\d+$",
@@ -116,6 +118,33 @@ def test_a_range_of_a_cluster_is_converted_and_restored(
     titles = [m and m["title"] for m in map(SUMMARY.match, capsys.readouterr().out.splitlines())]
     assert titles == ["Raw backup success summary", "Raw restore success summary", "Raw checksum success summary"]
     assert [(pair.key, pair.value) for pair in v2.pairs()] == PAIRS[50:250]
+
+
+def test_a_failed_job_says_so_to_scripts_and_no_key_if_none_is_to_be_shown(v1: ThreadedCluster, tmp_path: Path) -> None:
+    job: list[str | Path] = [
+        "-u",
+        v1.pd_address,
+        "-s",
+        tmp_path / "b",
+        "--format",
+        "raw",
+        "--start",
+        "key/050",
+        "--end",
+        "key/060",
+    ]
+    assert run("backup", "raw", *job).returncode == 0
+    key = b"key/055".hex()
+    for flags in ([], ["--redact-log"], ["--redact-info-log=true", "--log-format=json"]):
+        log = tmp_path / f"log{len(flags)}"
+        again = run("restore", "raw", *job[:-1], "key/099", "--log-file", log, "-L", "debug", *flags)
+        assert again.returncode == 1
+        assert fields(again.stdout.rstrip("\n"), "Raw restore failed summary")["ranges-failed"] == "0"
+        shown = again.stderr + log.read_text()
+        assert ("key/099" in shown or b"key/099".hex() in shown) is not bool(flags), shown
+        assert key not in shown
+        assert ("?" in again.stderr) is bool(flags)
+    assert {json.loads(line)["level"] for line in (tmp_path / "log2").read_text().splitlines()} >= {"INFO", "ERROR"}
 
 
 def test_an_encrypted_backup_needs_its_key(
@@ -213,16 +242,17 @@ def test_a_backup_goes_to_s3(
 
 
 def test_a_storage_is_told_whether_to_send_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, bool]] = []
+    told: list[tuple[str, bool, bool]] = []
 
-    def refuse(url: str, *, send_credentials: bool) -> None:
-        told.append((url, send_credentials))
+    def refuse(url: str, *, send_credentials: bool, no_credentials: bool) -> None:
+        told.append((url, send_credentials, no_credentials))
         raise InvalidOptionError("refused", parameter="storage")
 
     monkeypatch.setattr(factory, "open_storage", refuse)
-    for typed in ([], ["-c=false"], ["--send-credentials-to-tikv"]):
+    for typed in ([], ["-c=false"], ["--send-credentials-to-tikv", "--no-credentials"]):
         assert main(["backup", "raw", "-u", "127.0.0.1:1", "-s", "s3://b/p", "--s3.acl", "private", *typed]) == 1
-    assert told == [("s3://b/p?acl=private", sent) for sent in (True, False, True)]
+    url = "s3://b/p?acl=private"
+    assert told == [(url, True, False), (url, False, False), (url, True, True)]
 
 
 def test_a_backup_that_is_stopped_puts_the_cluster_back(v2: ThreadedCluster, tmp_path: Path) -> None:
@@ -326,7 +356,7 @@ BACKUP, RESTORE, CHECKSUM = ("backup", "raw"), ("restore", "raw"), ("checksum",)
         (BACKUP, "v2", "new", "--dst-api-version v1", r".*TiKV converts to V2 only; leave --dst-api-version out, .*"),
         (BACKUP, "v1", "v1", "", r"\S+/v1 holds a backup already: give an empty place, or delete that backup first"),
         (BACKUP, "v1", "file", "", r"cannot write to the directory \S+/file: .*"),
-        (BACKUP, "v1", "ftp://h/p", "", r"--storage scheme 'ftp' is not supported: give a directory, local:// or s3://"),
+        (BACKUP, "v1", "ftp://h/p", "", r"--storage scheme 'ftp' is not supported: give a directory, local://, .*"),
         (BACKUP, "v1", "s3://b/p?secret-access-key=53c12e7&wrong=1", "", r"--storage: .* has no parameter 'wrong': .*"),
         (RESTORE, "v1", "new", "", r"there is no backup in \S+/new: it has no backupmeta; check the storage URL"),
         (RESTORE, "v1", "damaged", "", r"the backupmeta in \S+/damaged cannot be read: it is damaged, or encrypted; .*"),
@@ -353,8 +383,8 @@ def test_bad_input_is_told_in_one_sentence_and_changes_nothing(
     def quickly(**typed: Any) -> Any:
         return dataclasses.replace(read(**typed), connect_timeout_s=0.5)
 
-    read = flags.cluster_options
-    monkeypatch.setattr(flags, "cluster_options", quickly)
+    read = settings.cluster_options
+    monkeypatch.setattr(settings, "cluster_options", quickly)
     pd = {"v1": v1.pd_address, "v2": v2.pd_address, "https": f"https://{v1.pd_address}", "nobody": "127.0.0.1:1"}
     place = storage if "://" in storage else str(places / storage)
     before = (state(v1), state(v2), v1.checksum(), v2.checksum(), files(places))
@@ -362,7 +392,9 @@ def test_bad_input_is_told_in_one_sentence_and_changes_nothing(
     assert main([*job, "--pd", pd[cluster], "--storage", place, *args.split()]) == 1
 
     out, err = capfd.readouterr()
-    assert out == ""
+    # a job that has begun says so, a command line that cannot be right does not
+    title = f"Raw {job[0]} failed summary"
+    assert not out or set(fields(out.rstrip("\n"), title).values()) == {"0"}
     assert re.fullmatch(f"Error: {sentence}\n", err), err
     assert "53c12e7" not in err
     assert (state(v1), state(v2), v1.checksum(), v2.checksum(), files(places)) == before

@@ -17,7 +17,7 @@ from airflow_provider_tikvbr.hooks.tikv import EXTRA_FIELDS
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
-from airflow_provider_tikvbr.storage.url import S3_PARAMETERS
+from airflow_provider_tikvbr.storage.s3_location import S3_PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -41,7 +41,7 @@ def at(step: str, done: int, total: int = 5) -> Progress:
 def test_a_failed_job_tells_how_far_it_came(
     title: str, events: list[Event], error: Exception, counts: tuple[int, int, int, int | None]
 ) -> None:
-    tally = Tally(title)
+    tally = Tally(title, unit="range start:61 end:")
     for event in events:
         tally(event)
     summary = tally.summary(error)
@@ -55,6 +55,7 @@ def test_a_failed_job_tells_how_far_it_came(
     assert summary.get(unit) == units
     told = failed and not isinstance(error, JobCancelledError)
     assert summary.get("error") == (error if told else None)
+    assert summary.get("unit-name") == ("range start:61 end:" if told else None)
 
 
 def test_a_stopped_job_names_no_error() -> None:

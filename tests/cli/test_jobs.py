@@ -46,7 +46,7 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(job: Callable[[Listener], object], log_file: str = "") -> Done:
-    return run_job("Raw backup", job, output=Output(log_file=log_file), arguments={"pd": "a:1"})  # type: ignore[arg-type]
+    return run_job("Raw backup", job, output=Output(log_file=log_file, arguments={"pd": "a:1"}))  # type: ignore[arg-type]
 
 
 def test_without_a_terminal_the_log_is_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,10 +92,10 @@ def test_the_log_on_the_terminal_has_the_format_and_the_level_that_are_asked_for
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BR_LOG_TO_TERM", "1")
-    run_job("Raw backup", work, output=Output(log_format="json"), arguments={})
+    run_job("Raw backup", work, output=Output(log_format="json"))
     messages = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
     assert messages == ["Welcome to tikvbr", "arguments", "progress", "Raw backup success summary"]
-    run_job("Raw backup", work, output=Output(log_level="error"), arguments={})
+    run_job("Raw backup", work, output=Output(log_level="error"))
     assert capsys.readouterr() == ("", "")
 
 
@@ -143,7 +143,7 @@ async def job(listener):
         print("put back", flush=True)
 
 try:
-    run_job("Raw backup", job, output=Output(), arguments={})
+    run_job("Raw backup", job, output=Output())
 except TikvBrError as err:
     sys.exit(str(err))
 """
@@ -202,7 +202,7 @@ def on_a_terminal(term: str, tmp_path: Path) -> bytes:
 import sys
 from airflow_provider_tikvbr.cli.jobs import Output, run_job
 from tests.cli.test_jobs import work
-run_job("Raw backup", work, output=Output(), arguments={})
+run_job("Raw backup", work, output=Output())
 """
     terminal, end = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k != "BR_LOG_TO_TERM"}

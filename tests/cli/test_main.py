@@ -25,9 +25,9 @@ def test_the_version(args: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         (["help"], "Commands:"),
         (["backup"], "raw"),
         (["backup", "raw", "--help"], "--dst-api-version"),
-        (["help", "restore", "raw"], "--online"),
+        (["help", "restore", "raw"], "--budget"),
         (["debug"], "checksum"),
-        (["-s", "/b", "restore", "raw", "-h"], "--online"),
+        (["-s", "/b", "restore", "raw", "-h"], "--budget"),
     ],
 )
 def test_help(args: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:

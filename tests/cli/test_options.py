@@ -7,32 +7,42 @@ import pytest
 from click.testing import CliRunner
 
 from airflow_provider_tikvbr.cli import options as flags
-from airflow_provider_tikvbr.cli.main import flag_of, tikvbr
-from airflow_provider_tikvbr.cli.raw import CLUSTER
+from airflow_provider_tikvbr.cli import settings
+from airflow_provider_tikvbr.cli.main import flag_of
+from airflow_provider_tikvbr.cli.settings import CLUSTER
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.tikv.addresses import NO_ADDRESS_MAP, AddressMap
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 
-S3 = dict.fromkeys(flags.S3_PARAMETERS, "")
+CLOUD_FLAGS = {
+    f"{cloud}_{name.replace('-', '_')}": "" for cloud, names in flags.CLOUD_PARAMETERS.items() for name in names
+}
 
 
 @pytest.mark.parametrize(
     ("url", "given", "wanted"),
     [
         ("s3://b/p", {}, "s3://b/p"),
-        ("s3://b/p", {"endpoint": "http://h:1"}, "s3://b/p?endpoint=http%3A%2F%2Fh%3A1"),
-        ("s3://b/p?region=eu", {"endpoint": "http://h"}, "s3://b/p?region=eu&endpoint=http%3A%2F%2Fh"),
-        # what the URL says itself wins, in either spelling
-        ("s3://b/p?region=eu", {"region": "us"}, "s3://b/p?region=eu"),
-        ("s3://b/p?storage_class=COLD", {"storage-class": "STANDARD"}, "s3://b/p?storage_class=COLD"),
-        ("s3://b/p?region=", {"region": "us"}, "s3://b/p?region="),
-        ("s3://b/p?", {"region": "us"}, "s3://b/p?region=us"),
+        ("s3://b/p", {"s3_endpoint": "http://h:1"}, "s3://b/p?endpoint=http%3A%2F%2Fh%3A1"),
+        ("s3://b/p?region=eu", {"s3_endpoint": "http://h"}, "s3://b/p?region=eu&endpoint=http%3A%2F%2Fh"),
+        # what the URL says itself wins, in any spelling
+        ("s3://b/p?region=eu", {"s3_region": "us"}, "s3://b/p?region=eu"),
+        ("s3://b/p?Storage_Class=COLD", {"s3_storage_class": "STANDARD"}, "s3://b/p?Storage_Class=COLD"),
+        ("s3://b/p?region=", {"s3_region": "us"}, "s3://b/p?region="),
+        ("s3://b/p?", {"s3_region": "us"}, "s3://b/p?region=us"),
+        # each cloud has its own
+        ("gs://b/p", {"s3_endpoint": "http://s", "gcs_endpoint": "http://g"}, "gs://b/p?endpoint=http%3A%2F%2Fg"),
+        ("gcs://b", {"gcs_storage_class": "c", "gcs_predefined_acl": "a"}, "gcs://b?storage-class=c&predefined-acl=a"),
+        ("GCS://b", {"gcs_credentials_file": "/f"}, "GCS://b?credentials-file=%2Ff"),
+        ("azure://c/p", {"azblob_account_name": "n", "azblob_account_key": "k="}, "azure://c/p?account-name=n&account-key=k%3D"),
+        ("azblob://c", {"azblob_access_tier": "Cool", "azblob_endpoint": "http://a"}, "azblob://c?endpoint=http%3A%2F%2Fa&access-tier=Cool"),
         # other storages do not know them
-        ("local:///p", {"region": "us"}, "local:///p"),
-        ("/p", {"region": "us"}, "/p"),
+        ("local:///p", {"s3_region": "us", "gcs_endpoint": "http://g", "azblob_account_key": "k"}, "local:///p"),
+        ("/p", {"s3_region": "us"}, "/p"),
     ],
-)
-def test_s3_flags_go_into_the_url(url: str, given: dict[str, str], wanted: str) -> None:
-    assert flags.storage_url(url, S3 | given) == wanted
+)  # fmt: skip
+def test_the_flags_of_a_cloud_go_into_the_url(url: str, given: dict[str, str], wanted: str) -> None:
+    assert settings.storage_url(CLOUD_FLAGS | given | {"storage": url}) == wanted
 
 
 def cluster(*args: str) -> ClusterOptions:
@@ -42,7 +52,7 @@ def cluster(*args: str) -> ClusterOptions:
     @flags.cluster_flags
     def command(**typed: Any) -> None:
         assert set(typed) == set(CLUSTER)
-        found.append(flags.cluster_options(**typed))
+        found.append(settings.cluster_options(**typed))
 
     result = CliRunner().invoke(command, list(args), catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -101,19 +111,23 @@ def test_the_log_gets_what_was_typed_and_no_secret() -> None:
     seen: dict[str, object] = {}
 
     @click.command()
-    @flags.together(flags.cluster_flags, flags.storage_flags, flags.crypter_flags)
+    @flags.together(flags.range_flags, flags.global_flags)
     @click.pass_context
     def command(ctx: click.Context, /, **typed: Any) -> None:
-        seen.update(flags.given(ctx))
+        seen.update(settings.given(ctx))
 
     canary = "53ec12e7"
     args = [
         *("-u", "a:1", "-u", "b:2", "-s", f"s3://b/p?secret-access-key={canary}"),
+        *("--azblob.account-key", canary, "--start", "61"),
         *("--crypter.key", canary, "--crypter.method", "aes256-ctr", "--check-requirements", "true"),
     ]
     result = CliRunner().invoke(command, args, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert seen == {
+        "__command": "command",
+        "azblob.account-key": "<hidden>",
+        "start": "61",
         "pd": "a:1,b:2",
         "storage": "s3://b/p",
         "crypter.key": "<hidden>",
@@ -122,19 +136,27 @@ def test_the_log_gets_what_was_typed_and_no_secret() -> None:
     }
 
 
-def test_every_command_takes_the_flags_that_tikv_br_gives_to_all() -> None:
-    everywhere = {
-        *("--storage", "-s", "--pd", "-u", "--ca", "--cert", "--key", "--checksum", "--checksum-concurrency"),
-        *("--ratelimit", "--ratelimit-unit", "--concurrency", "--check-requirements", "--switch-mode-interval"),
-        *("--grpc-keepalive-time", "--grpc-keepalive-timeout", "--grpc-max-recv-msg-size", "--split-region-max-keys"),
-        *("--crypter.method", "--crypter.key", "--crypter.key-file", "--send-credentials-to-tikv", "-c"),
-        *("--s3.endpoint", "--s3.region", "--s3.storage-class", "--s3.sse", "--s3.sse-kms-key-id", "--s3.acl"),
-        *("--s3.provider", "--log-level", "-L", "--log-file"),
-    }
-    for path in (["backup", "raw"], ["restore", "raw"], ["checksum"], ["debug", "checksum"], ["validate", "checksum"]):
-        command: click.Command = tikvbr
-        for word in path:
-            assert isinstance(command, click.Group)
-            command = command.commands[word]
-        taken = {spelling for param in command.params for spelling in param.opts}
-        assert everywhere - taken == set(), path
+def test_no_key_is_in_the_log_if_none_is_to_be_shown() -> None:
+    seen: dict[str, object] = {}
+
+    @click.command()
+    @flags.together(flags.range_flags, flags.log_flags)
+    @click.pass_context
+    def command(ctx: click.Context, /, **typed: Any) -> None:
+        seen.update(settings.given(ctx))
+
+    for redact in ("--redact-log", "--redact-info-log"):
+        CliRunner().invoke(command, ["--start", "61", "--end", "62", redact, "true"], catch_exceptions=False)
+        assert (seen["start"], seen["end"], seen[redact[2:]]) == ("?", "?", True)
+        seen.clear()
+
+
+@pytest.mark.parametrize(("typed", "number", "name"), [("", 0, ""), ("7", 7, ""), ("tenant", 0, "tenant")])
+def test_a_keyspace_has_a_number_or_a_name(typed: str, number: int, name: str) -> None:
+    options = cluster("--keyspace", typed)
+    assert (options.keyspace_id, options.keyspace) == (number, name)
+
+
+def test_addresses_may_be_mapped() -> None:
+    options = cluster("--address-map", "tikv-0:20160=127.0.0.1:30160")
+    assert options.address_map == AddressMap.parse("tikv-0:20160=127.0.0.1:30160") != NO_ADDRESS_MAP
