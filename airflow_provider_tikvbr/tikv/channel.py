@@ -42,6 +42,8 @@ def channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", round(options.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(options.keepalive_timeout_s * 1000)),
+        # Recent cores measure every ping by this alone, which is a minute by default.
+        ("grpc.http2.ping_timeout_ms", round(options.keepalive_timeout_s * 1000)),
         # PD closes connections that ping without a call; a backup stream that is silent for minutes must be pinged.
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),
@@ -75,6 +77,7 @@ def open_channel(target: Target, tls: TlsOptions | None, options: GrpcOptions) -
     if tls is None:
         return grpc.aio.insecure_channel(name, options=settings)
     if target.is_mapped:
+        # Newer cores go by the authority here too.
         settings.append(("grpc.ssl_target_name_override", target.host))
     credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
     return grpc.aio.secure_channel(name, credentials, options=settings)

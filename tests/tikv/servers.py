@@ -123,6 +123,38 @@ async def silent_port() -> AsyncIterator[str]:
         await server.wait_closed()
 
 
+@asynccontextmanager
+async def wire(address: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A way to a server that can be cut without either side being told: its address, and what cuts it when it is set."""
+    cut = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if not cut.is_set():
+                writer.write(data)
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = address.rpartition(":")
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, inner_writer))
+        for one in (pass_on(reader, inner_writer), pass_on(inner_reader, writer)):
+            tasks.add(asyncio.create_task(one))
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", cut
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await server.wait_closed()
+
+
 def closed_port() -> str:
     """An address where nobody listens."""
     with socket.socket() as probe:

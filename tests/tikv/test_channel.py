@@ -20,7 +20,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2, kvrpcpb_pb2, methods, pdpb_p
 from airflow_provider_tikvbr.tikv.channel import Connection, channel_options
 from airflow_provider_tikvbr.tikv.options import GrpcOptions, TlsOptions
 from tests.support.certs import Authority, KeyPair
-from tests.tikv.servers import closed_port, serving, silent_port
+from tests.tikv.servers import closed_port, serving, silent_port, wire
 
 REQUEST = kvrpcpb_pb2.RawGetRequest(key=b"k")
 
@@ -46,7 +46,7 @@ def test_a_connection_needs_a_running_loop() -> None:
 def test_options_reach_the_channel() -> None:
     options = dict(channel_options(GrpcOptions(keepalive_time_s=7, keepalive_timeout_s=2, max_receive_bytes=99)))
     assert options["grpc.keepalive_time_ms"] == 7000
-    assert options["grpc.keepalive_timeout_ms"] == 2000
+    assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 2000
     assert options["grpc.max_receive_message_length"] == 99
     assert options["grpc.use_local_subchannel_pool"] == 1
     assert options["grpc.max_reconnect_backoff_ms"] <= 3000
@@ -111,6 +111,35 @@ async def test_a_message_that_is_too_large_is_no_reason_to_try_again() -> None:
         any_size = connect(address)
         assert len((await any_size.call(methods.KV_RAW_GET, REQUEST, timeout_s=10)).value) == 6 << 20
         await any_size.close()
+
+
+async def test_a_message_that_is_too_large_to_send() -> None:
+    async with serving({methods.KV_RAW_GET: raw_get}) as address:
+        small = connect(address, max_send_bytes=1000)
+        with pytest.raises(ProtocolError, match="larger than max"):
+            await small.call(methods.KV_RAW_GET, kvrpcpb_pb2.RawGetRequest(key=bytes(2000)), timeout_s=10)
+        await small.close()
+
+
+async def test_a_dead_connection_is_noticed_while_a_stream_is_silent() -> None:
+    """A store may be silent for minutes while it backs up a region; only a ping tells it from one that is gone."""
+
+    async def silent(_request: Any, _context: Any) -> AsyncIterator[brpb_pb2.BackupResponse]:
+        yield brpb_pb2.BackupResponse(start_key=b"a")
+        await asyncio.Event().wait()
+
+    async with serving({methods.BACKUP: silent}) as address, wire(address) as (through, cut):
+        connection = connect(through, keepalive_time_s=0.2, keepalive_timeout_s=0.2)
+        stream = connection.stream(methods.BACKUP, brpb_pb2.BackupRequest())
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        # Pings are answered while the wire is whole.
+        await asyncio.wait([waiting], timeout=1)
+        assert not waiting.done()
+        cut.set()
+        with pytest.raises(StoreUnavailableError, match=r"[Pp]ing|[Kk]eepalive"):
+            await asyncio.wait_for(waiting, 20)
+        await connection.close()
 
 
 # --- cancellation and closing ---

@@ -114,6 +114,33 @@ async def test_stores_that_are_leaving_or_foreign_are_left_out(embedded: Embedde
         assert (description.stores_up, description.stores_total) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("fields", "known", "up"),
+    [
+        # Releases before node states leave them at 0, which is Preparing.
+        ({"state": "Up", "node_state": "Preparing"}, True, True),
+        ({"state": "Up", "node_state": "Serving"}, True, True),
+        # Its regions move away in time; until then it serves them.
+        ({"state": "Offline", "node_state": "Removing"}, True, False),
+        ({"state": "Offline", "node_state": "Preparing"}, True, False),
+        ({"state": "Tombstone", "node_state": "Removed"}, False, False),
+        ({"state": "Tombstone", "node_state": "Preparing"}, False, False),
+        ({"state": "Up", "node_state": "Removed"}, False, False),
+    ],
+)
+async def test_the_states_of_a_store(embedded: EmbeddedCluster, fields: dict[str, Any], known: bool, up: bool) -> None:
+    address = next(iter(embedded.topology.stores.values())).address
+    extra = metapb_pb2.Store(id=99, address=address, version="8.5.0", **fields)
+    async with await Cluster.connect(options(embedded)) as cluster:
+        tell(embedded, stores_of(embedded, extra))
+        assert (99 in [store.id for store in await cluster.up_stores()]) is up
+        if known:
+            await (await cluster.client(99)).switch_mode(import_mode=False)
+        else:
+            with pytest.raises(e.StoreUnavailableError, match="knows no store 99"):
+                await cluster.client(99)
+
+
 async def test_status_servers_that_are_switched_off(
     embedded: EmbeddedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
