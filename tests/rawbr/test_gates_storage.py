@@ -15,6 +15,7 @@ from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
+from tests.rawbr.jobs import names
 from tests.support.golden import Golden
 from tests.support.target import is_as_before
 
@@ -133,6 +134,22 @@ async def test_a_backup_is_refused_before_its_place_is_made(tmp_path: Path, embe
         with pytest.raises(UnsupportedError, match=r"an S3 role .* needs"):
             await backup(cluster, Told(path=place, backend=s3(role_arn="arn")), backup_options())
     assert not place.exists()
+
+
+class Locked(Told):
+    """A bucket of which it is found out only when it is looked at that it has an object lock."""
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self._told = s3(object_lock_enabled=True)
+
+
+async def test_what_the_place_asks_for_is_found_before_it_is_locked(tmp_path: Path, embedded: EmbeddedCluster) -> None:
+    place = tmp_path / "place"
+    async with await pose(embedded, "6.2.0") as cluster:
+        with pytest.raises(UnsupportedError, match="a bucket with object lock needs"):
+            await backup(cluster, Locked(path=place, backend=s3()), backup_options())
+    assert names(place) == set()
 
 
 async def test_no_store_dies_of_a_restore_from_hdfs(embedded: EmbeddedCluster) -> None:
