@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset, conf
 
-from airflow_provider_tikvbr.connections import storage_access
+from airflow_provider_tikvbr.connections import find_connection, storage_access
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.masking import mask, mask_url
-from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress
-from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
-from airflow_provider_tikvbr.rawbr.parsing import parse_flag, parse_text
+from airflow_provider_tikvbr.masking import mask_hex, mask_pem, mask_url
+from airflow_provider_tikvbr.rawbr.events import Listener
+from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_flag, parse_text
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.task_report import Summary, reporting, value_of
+from airflow_provider_tikvbr.tikv.redaction import redacting
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Summary)
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
     from airflow_provider_tikvbr.tikv.cluster import Cluster
+    from airflow_provider_tikvbr.tikv.options import ClusterOptions
 
     Base = BaseOperator
     Work = Callable[[Cluster, Storage, Listener], Awaitable[S]]
@@ -35,25 +37,65 @@ else:
 
 CONFIG_SECTION = "tikvbr"
 DEFAULT_PROGRESS_INTERVAL_S = 10.0
-PROGRESS_KEY = "progress"
+
+# What every operator and the sensor lets templates make; the secrets are rendered when the task runs, and kept nowhere.
+SHARED_TEMPLATE_FIELDS = (
+    "storage",
+    "tikv_conn_id",
+    "ca",
+    "cert",
+    "keyspace",
+    "address_map",
+    "check_requirements",
+    "grpc_keepalive_time",
+    "grpc_keepalive_timeout",
+    "grpc_max_recv_msg_size",
+    "storage_conn_id",
+    "send_credentials_to_tikv",
+    "no_credentials",
+    "start",
+    "end",
+    "format",
+    "crypter_method",
+    "crypter_key_file",
+    "crypter_key_conn_id",
+    "checksum_concurrency",
+    "budget",
+    "log_file",
+    "log_level",
+    "log_format",
+    "redact_log",
+)
 
 
 class EngineTask(Base):
     """A mixin for operators: the class that uses it assigns these attributes in its ``__init__``.
 
-    :param tikv_conn_id: the connection of the cluster.
-    :param storage: storage URL of the backup.
-    :param storage_conn_id: a connection whose login and password are the keys for S3; empty for the worker's own.
-    :param send_credentials_to_tikv: whether the stores are sent the keys for S3, or use their own.
-    :param crypter_key: the key that encrypts the backup, or a template of it. It is no template field on purpose:
-        Airflow would store what it renders to and show it.
+    They are what the operators and the sensor call so, as templates made it. ``key`` and ``crypter_key`` are no template
+    fields on purpose, but rendered when the task runs: Airflow would store what they render to, and show it.
     """
 
     tikv_conn_id: str
+    ca: str
+    cert: str
+    key: str
+    keyspace: str | int
+    address_map: str | Mapping[str, str]
+    check_requirements: bool | str
+    grpc_keepalive_time: Duration
+    grpc_keepalive_timeout: Duration
+    grpc_max_recv_msg_size: int | str
     storage: str
     storage_conn_id: str
     send_credentials_to_tikv: bool | str
+    no_credentials: bool | str
     crypter_key: str
+    crypter_key_file: str
+    crypter_key_conn_id: str
+    log_file: str
+    log_level: str
+    log_format: str
+    redact_log: bool | str
     _job: EngineJob[Any] | None = None
     _killed = False
 
@@ -81,11 +123,81 @@ class EngineTask(Base):
         if isinstance(value, str) and ("://" in value or "?" in value):
             mask_url(value)
 
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Everything of a job, from its options on: what would fail again is not retried, keys are hidden if asked."""
+        with no_retry_if_terminal(), redacting(parse_flag(self.redact_log, parameter="redact_log")):
+            yield
+
     def rendered_crypter_key(self, context: Context) -> str:
-        """The key of the backup, which nothing will show from now on."""
+        """The key of the backup, which nothing will show from now on; empty if a file holds it, or none is given.
+
+        :raises InvalidOptionError: there are several, or the connection holds none.
+        :raises AirflowNotFoundException: there is no such connection.
+        """
         key = str(super().render_template(self.crypter_key, context) or "")
-        mask(key)
+        mask_hex(key)
+        conn_id = parse_text(self.crypter_key_conn_id, parameter="crypter_key_conn_id").strip()
+        if not conn_id:
+            return key
+        if key or self.crypter_key_file:
+            other = "crypter_key" if key else "crypter_key_file"
+            raise InvalidOptionError(
+                f"crypter_key_conn_id and {other} are both given: give one of them", parameter="crypter_key_conn_id"
+            )
+        conn = find_connection(conn_id, parameter="crypter_key_conn_id")
+        extra = conn.extra_dejson if isinstance(conn.extra_dejson, dict) else {}
+        key = str(conn.password or extra.get("crypter_key") or "")
+        if not key:
+            raise InvalidOptionError(
+                f"crypter_key_conn_id names connection {conn_id}, which holds no key: give it there as the password, or"
+                " as crypter_key of the extra",
+                parameter="crypter_key_conn_id",
+            )
+        mask_hex(key)
         return key
+
+    def _cluster_options(self, context: Context) -> ClusterOptions:
+        key = str(super().render_template(self.key, context) or "")
+        if "-----BEGIN" in key:
+            mask_pem(key)
+        return self.hook.cluster_options(
+            ca=self.ca,
+            cert=self.cert,
+            key=key,
+            check_requirements=self.check_requirements,
+            grpc_keepalive_time=self.grpc_keepalive_time,
+            grpc_keepalive_timeout=self.grpc_keepalive_timeout,
+            grpc_max_recv_msg_size=self.grpc_max_recv_msg_size,
+            keyspace=self.keyspace,
+            address_map=self.address_map,
+        )
+
+    def _storage_opener(self) -> Callable[[], Storage]:
+        url = parse_text(self.storage, parameter="storage")
+        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
+        anonymous = parse_flag(self.no_credentials, parameter="no_credentials")
+        credentials = None
+        if access := storage_access(self.storage_conn_id, url):
+            if anonymous:
+                raise InvalidOptionError(
+                    "no_credentials and storage_conn_id are both given: leave one of them out",
+                    parameter="no_credentials",
+                )
+            url, credentials = access.complete(url), access.credentials
+            if access.unread:
+                self.log.warning(
+                    "Of the connection %s (storage_conn_id), these fields are not heeded: %s",
+                    self.storage_conn_id,
+                    ", ".join(access.unread),
+                )
+        return lambda: open_storage(
+            url,
+            credentials=credentials,
+            send_credentials=send,
+            environment_first=True,
+            no_credentials=anonymous,
+        )
 
     def run_engine(self, context: Context, work: Work[S]) -> S:
         """Connect the cluster, open the storage, and run the work to its end, telling its progress meanwhile.
@@ -95,36 +207,28 @@ class EngineTask(Base):
         # Airflow parses DAGs all the time, and no DAG needs gRPC before a task runs.
         from airflow_provider_tikvbr.tikv.cluster import Cluster
 
-        options = self.hook.cluster_options()
-        url = parse_text(self.storage, parameter="storage")
-        credentials = None
-        if access := storage_access(self.storage_conn_id, url):
-            url, credentials = access.complete(url), access.credentials
-            if access.unread:
-                self.log.warning(
-                    "Of the connection %s (storage_conn_id), these fields are not heeded: %s",
-                    self.storage_conn_id,
-                    ", ".join(access.unread),
-                )
-        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
+        options = self._cluster_options(context)
+        open_it = self._storage_opener()
 
         async def run(listener: Listener) -> S:
-            storage = open_storage(url, credentials=credentials, send_credentials=send, environment_first=True)
+            storage = open_it()
             try:
                 async with await Cluster.connect(options) as cluster:
                     return await work(cluster, storage, listener)
             finally:
                 await storage.close()
 
-        self._job = job = EngineJob(run)
-        if self._killed:  # before there was a job
-            job.cancel()
-        try:
-            return job.run(
-                on_progress=ProgressReport(self.log, context), on_note=self._note, interval_s=progress_interval_s()
-            )
-        finally:
-            self._job = None
+        logs = {"log_file": self.log_file, "log_level": self.log_level, "log_format": self.log_format}
+        with reporting(self.log, context, **logs) as report:
+            self._job = job = EngineJob(run)
+            if self._killed:  # before there was a job
+                job.cancel()
+            try:
+                summary = job.run(on_progress=report.progress, on_note=report.note, interval_s=progress_interval_s())
+            finally:
+                self._job = None
+            report.done(summary)
+        return summary
 
     def on_kill(self) -> None:
         """Ask the running job to stop; it puts the cluster back as it was, and ``execute`` raises soon."""
@@ -136,66 +240,13 @@ class EngineTask(Base):
 
     def tell_outlets(self, context: Context, extra: Mapping[str, Any]) -> None:
         """Give the task's asset events what is worth keeping about the result."""
-        events = _of(context, "outlet_events")
+        events = value_of(context, "outlet_events")
         if events is None:
             return
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 event = events[outlet]
                 event.extra = {**event.extra, **extra}
-
-    def _note(self, note: Note) -> None:
-        if note.level == "warning":
-            self.log.warning("%s", note.message)
-        else:
-            self.log.info("%s", note.message)
-
-
-class ProgressReport:
-    """Tells progress in the task's log and, where the core keeps state for tasks, there.
-
-    :param log: the task's log.
-    :param context: the task's context; ``task_state_store`` is in it from Airflow 3.3 on.
-    """
-
-    def __init__(self, log: Any, context: Context) -> None:
-        self._log = log
-        self._store = _of(context, "task_state_store")
-
-    def __call__(self, progress: Progress) -> None:
-        """Tell the state of a step."""
-        left = progress.remaining_s
-        self._log.info(
-            "%s: %d/%d (%.0f %%), %d pairs, %s, %s/s, %s elapsed%s",
-            progress.step,
-            progress.done,
-            progress.total,
-            progress.fraction * 100,
-            progress.kvs,
-            human_size(progress.bytes),
-            human_size(progress.speed),
-            human_duration(round(progress.elapsed_s, 1)),
-            f", {human_duration(round(left))} left" if left else "",
-        )
-        if self._store is None:
-            return
-        try:
-            self._store.set(
-                PROGRESS_KEY,
-                {
-                    "step": progress.step,
-                    "done": progress.done,
-                    "total": progress.total,
-                    "percent": round(progress.fraction * 100, 2),
-                    "pairs": progress.kvs,
-                    "bytes": progress.bytes,
-                    "elapsed_s": round(progress.elapsed_s, 3),
-                },
-            )
-        except Exception as err:
-            # Nobody's backup should fail because a picture of it could not be stored.
-            self._log.warning("Progress is told in the log only: the task state store does not take it (%s).", err)
-            self._store = None
 
 
 @contextmanager
@@ -223,7 +274,7 @@ def progress_interval_s() -> float:
 
 def job_owner(context: Context) -> str:
     """Who writes a backup, for its lock: the same for every try of one task of one run."""
-    ti = _of(context, "ti")
+    ti = value_of(context, "ti")
     if ti is None:
         return ""
     mapped = f"[{ti.map_index}]" if getattr(ti, "map_index", -1) >= 0 else ""
@@ -244,9 +295,3 @@ def key_text(value: object, *, parameter: str) -> str:
             parameter=parameter,
         )
     return value
-
-
-def _of(context: Context, name: str) -> Any:
-    # The keys of a context differ between the cores.
-    mapping: Mapping[str, Any] = context
-    return mapping.get(name)

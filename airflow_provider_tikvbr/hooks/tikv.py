@@ -268,7 +268,7 @@ def _tls(fields: Mapping[str, Any]) -> TlsOptions | None:
             mask_pem(key)
         elif not _is_file(key):
             # Not shown: it may be a key that lost its first line.
-            raise InvalidOptionError("the private key is neither PEM text nor a file on this machine", parameter="key")
+            raise InvalidOptionError("key is neither PEM text nor a file on this machine", parameter="key")
     return TlsOptions.load(ca=ca, cert=cert, key=key)
 
 

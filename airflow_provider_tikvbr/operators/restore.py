@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_tikvbr.engine_task import EngineTask, key_text, no_retry_if_terminal
+from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, EngineTask, key_text
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.rawbr.options import restore_options
+from airflow_provider_tikvbr.rawbr.parsing import Duration
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -26,10 +26,22 @@ class RestoreRawOperator(EngineTask, BaseOperator):
     Pairs of the cluster that have the same keys are overwritten, others stay. The job may be repeated.
 
     :param storage: storage URL of the backup, such as ``s3://bucket/prefix`` or ``local:///mnt/backup``.
-    :param tikv_conn_id: the connection of the cluster.
-    :param storage_conn_id: a connection whose login and password are the access key and the secret access key for S3,
-        such as one of type ``aws``; it may also name endpoint and region. Empty for the worker's own credentials.
-    :param send_credentials_to_tikv: for S3, send these keys to the stores; otherwise they use their own.
+    :param tikv_conn_id: the connection of the cluster. The parameters from ``ca`` to ``grpc_max_recv_msg_size`` count
+        instead of its fields; empty ones leave it to the connection.
+    :param ca: TLS: path on the worker, or PEM text, of the authority that signed the servers' certificates.
+    :param cert: TLS: path or PEM text of the worker's certificate.
+    :param key: TLS: path or PEM text of its private key. It is rendered as a template, but never shown.
+    :param keyspace: in API V2, the keyspace by name or number.
+    :param address_map: where to reach the addresses that the cluster tells, such as ``tikv-0:20160=10.0.0.5:30160``,
+        several by commas; or a dictionary.
+    :param check_requirements: refuse stores older than 5.0.0 and clusters with TiFlash.
+    :param grpc_keepalive_time: silence after which a connection in use is probed, such as ``10s``.
+    :param grpc_keepalive_timeout: how long such a probe may go unanswered, such as ``3s``.
+    :param grpc_max_recv_msg_size: largest message to accept, in bytes.
+    :param storage_conn_id: a connection of the cloud that the storage is in (type ``aws``, ``google_cloud_platform``,
+        ``wasb``), whose credentials are used. Empty for those of the worker's environment, then those of the URL.
+    :param send_credentials_to_tikv: send these credentials to the stores; otherwise they use their own.
+    :param no_credentials: use no credentials at all, as public storages let one.
     :param start: first key of the range ``[start, end)``; empty for no bound.
     :param end: the key after the last of the range; empty for no bound.
     :param format: how start and end are written: ``hex``, ``raw`` or ``escaped``.
@@ -40,6 +52,7 @@ class RestoreRawOperator(EngineTask, BaseOperator):
     :param crypter_key: the key of it, in hexadecimal digits. It is rendered as a template, such as
         ``{{ conn.backup_key.password }}``, but never shown among the rendered fields nor in the log.
     :param crypter_key_file: instead, a file on the worker that holds the key in hexadecimal digits.
+    :param crypter_key_conn_id: instead, a connection whose password (or extra ``crypter_key``) is the key.
     :param checksum: compare the cluster with the backup afterwards; nothing may be written or expire meanwhile.
     :param checksum_concurrency: regions that are counted at a time.
     :param online: leave the cluster in normal mode and PD's balancing running: slower, kinder to other users.
@@ -48,29 +61,24 @@ class RestoreRawOperator(EngineTask, BaseOperator):
     :param split_region_max_keys: split keys of one request.
     :param switch_mode_interval: how often import mode is asked for again, such as ``5m``.
     :param budget: how long the job goes on without any progress, such as ``10m``.
+    :param log_file: a file on the worker that gets the job's log in ``tikv-br``'s form too; it is added to.
+    :param log_level: the lowest level of what the job tells, there and in the task's log: ``debug``, ``info``, ``warn``,
+        ``error`` or ``fatal``.
+    :param log_format: form of the log file: ``text`` or ``json``.
+    :param redact_log: show ``?`` instead of users' keys in logs, errors and the result.
     """
 
     template_fields: Sequence[str] = (
-        "storage",
-        "tikv_conn_id",
-        "storage_conn_id",
-        "send_credentials_to_tikv",
-        "start",
-        "end",
-        "format",
+        *SHARED_TEMPLATE_FIELDS,
         "ratelimit",
         "ratelimit_unit",
         "concurrency",
-        "crypter_method",
-        "crypter_key_file",
         "checksum",
-        "checksum_concurrency",
         "online",
         "merge_region_size_bytes",
         "merge_region_key_count",
         "split_region_max_keys",
         "switch_mode_interval",
-        "budget",
     )
     ui_color = "#fde8d7"
 
@@ -79,8 +87,18 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         *,
         storage: str,
         tikv_conn_id: str = TiKVHook.default_conn_name,
+        ca: str = "",
+        cert: str = "",
+        key: str = "",
+        keyspace: str | int = "",
+        address_map: str | Mapping[str, str] = "",
+        check_requirements: bool | str = "",
+        grpc_keepalive_time: Duration = "",
+        grpc_keepalive_timeout: Duration = "",
+        grpc_max_recv_msg_size: int | str = "",
         storage_conn_id: str = "",
         send_credentials_to_tikv: bool | str = True,
+        no_credentials: bool | str = False,
         start: str = "",
         end: str = "",
         format: str = "hex",  # noqa: A002 - the option's own name
@@ -90,21 +108,36 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         crypter_method: str = "plaintext",
         crypter_key: str = "",
         crypter_key_file: str = "",
+        crypter_key_conn_id: str = "",
         checksum: bool | str = False,
         checksum_concurrency: int | str = 512,
         online: bool | str = False,
         merge_region_size_bytes: int | str = "",
         merge_region_key_count: int | str = "",
         split_region_max_keys: int | str = 1024,
-        switch_mode_interval: str | timedelta = "5m",
-        budget: str | timedelta = "10m",
+        switch_mode_interval: Duration = "5m",
+        budget: Duration = "10m",
+        log_file: str = "",
+        log_level: str = "info",
+        log_format: str = "text",
+        redact_log: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.storage = storage
         self.tikv_conn_id = tikv_conn_id
+        self.ca = ca
+        self.cert = cert
+        self.key = key
+        self.keyspace = keyspace
+        self.address_map = address_map
+        self.check_requirements = check_requirements
+        self.grpc_keepalive_time = grpc_keepalive_time
+        self.grpc_keepalive_timeout = grpc_keepalive_timeout
+        self.grpc_max_recv_msg_size = grpc_max_recv_msg_size
         self.storage_conn_id = storage_conn_id
         self.send_credentials_to_tikv = send_credentials_to_tikv
+        self.no_credentials = no_credentials
         self.start = start
         self.end = end
         self.format = format
@@ -114,6 +147,7 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         self.crypter_method = crypter_method
         self.crypter_key = crypter_key
         self.crypter_key_file = crypter_key_file
+        self.crypter_key_conn_id = crypter_key_conn_id
         self.checksum = checksum
         self.checksum_concurrency = checksum_concurrency
         self.online = online
@@ -122,6 +156,10 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         self.split_region_max_keys = split_region_max_keys
         self.switch_mode_interval = switch_mode_interval
         self.budget = budget
+        self.log_file = log_file
+        self.log_level = log_level
+        self.log_format = log_format
+        self.redact_log = redact_log
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Restore.
@@ -130,7 +168,7 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         """
         from airflow_provider_tikvbr.rawbr.restore import restore
 
-        with no_retry_if_terminal():
+        with self.job():
             options = restore_options(
                 start=key_text(self.start, parameter="start"),
                 end=key_text(self.end, parameter="end"),
@@ -161,6 +199,7 @@ class RestoreRawOperator(EngineTask, BaseOperator):
                 "pairs": summary.total_kv,
                 "bytes": summary.total_kv_size,
                 "checksum": summary.checksum.as_dict(),
+                "backup_ts": summary.backup_ts,
                 "api_version": summary.api_version.name,
                 "cluster_id": summary.cluster_id,
             },

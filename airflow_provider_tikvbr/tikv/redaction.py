@@ -40,14 +40,14 @@ def is_redacting() -> bool:
     return _redacting.get()
 
 
-def show_key(key: bytes, *, empty: str = "") -> str:
-    """A key for people: its hexadecimal digits.
+def show_key(data: bytes, *, empty: str = "") -> str:
+    """A key of any form, for people: its hexadecimal digits.
 
     :param empty: what the empty key means, which is never hidden: it is the bound of everything.
     """
-    if not key:
+    if not data:
         return empty
-    return HIDDEN if is_redacting() else key.hex()
+    return HIDDEN if is_redacting() else data.hex()
 
 
 def show_typed_key(text: str) -> str:

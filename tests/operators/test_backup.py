@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -128,7 +132,82 @@ def test_a_state_store_that_fails_does_not_fail_the_task(tmp_path: Path) -> None
     assert [entry["log_level"] for entry in logs].count("warning") == 1
 
 
+# --- the key, the log, redaction ---
+
+
+@pytest.mark.parametrize("field", ["password", "extra"])
+def test_the_key_comes_from_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str) -> None:
+    key = f"  {AES256_KEY.upper()}" if field == "password" else AES256_KEY
+    conn = {"password": key} if field == "password" else {"extra": {"crypter_key": key}}
+    monkeypatch.setenv("AIRFLOW_CONN_BACKUP_KEY", json.dumps({"conn_type": "generic", **conn}))
+    task = operator(tmp_path, crypter_method="aes256-ctr", crypter_key_conn_id="backup_key")
+    task.execute({})
+    assert AES256_KEY not in str(vars(task)).lower()
+    assert AES256_KEY not in str(redact(f"the key is {AES256_KEY} or {AES256_KEY.upper()}")).lower()
+    again = operator(tmp_path, crypter_method="aes256-ctr", crypter_key=AES256_KEY, storage=f"{tmp_path / 'other'}")
+    assert again.execute({})["checksum"]["total_kvs"] == 300
+    assert b"airflow_provider_tikvbr" not in (tmp_path / "backup" / "backupmeta").read_bytes()
+
+
+def test_the_log_goes_to_a_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "job.log"
+    result = operator(tmp_path, log_file=str(file), start="00", end="01").execute({})
+    lines = file.read_text().splitlines()
+    assert all(re.match(r"\[\d{4}/\d\d/\d\d [\d:.]{12} [+-]\d\d:\d\d\] \[(INFO|WARN)\] \[", line) for line in lines)
+    assert [line for line in lines if '["Raw backup success summary"] [total-ranges=' in line] == lines[-1:]
+    assert any("[progress] [step=" in line for line in lines)
+    assert any("[WARN]" in line and "there is no data in the range" in line for line in lines)
+    assert result["total_kv"] == 0
+    with pytest.raises(AirflowFailException):
+        operator(tmp_path, log_file=str(file), log_format="json").execute({})
+    last = json.loads(file.read_text().splitlines()[-1])
+    assert (last["level"], last["message"]) == ("ERROR", "failed")
+    assert "holds a backup already" in last["error"]
+
+
+def test_the_level_bounds_the_file_and_the_tasks_log(tmp_path: Path) -> None:
+    file = tmp_path / "job.log"
+    with capture_logs() as logs:
+        operator(tmp_path, log_file=str(file), log_level="WARN", start="00", end="01").execute({})
+    assert [line.split("] [")[1] for line in file.read_text().splitlines()] == ["WARN"]
+    told = [entry["event"] for entry in logs]
+    assert any("there is no data in the range" in line for line in told)
+    assert not any(line.startswith("Raw backup: ") for line in told)
+    assert any("Raw backup success summary" in line for line in told)
+
+
+def test_keys_are_hidden_if_asked(tmp_path: Path) -> None:
+    file = tmp_path / "job.log"
+    with capture_logs() as logs:
+        result = operator(
+            tmp_path, log_file=str(file), start="key/1", end="key/2", format="raw", redact_log="true"
+        ).execute({})
+        with pytest.raises(AirflowFailException) as caught:
+            operator(tmp_path, start="key/2", end="key/1", format="raw", redact_log=True).execute({})
+    assert (result["start"], result["end"], result["total_kv"]) == ("?", "?", 100)
+    assert "start ? is not less than end ?" in str(caught.value)
+    shown = f"{logs} {file.read_text()} {result} {caught.value}"
+    assert "key/" not in shown
+    assert b"key/".hex() not in shown
+
+
 # --- errors ---
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, Callable[[], int]]]:
+    """An address where a PD could be, and how many have called there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+
+        def calls() -> int:
+            try:
+                server.accept()[0].close()
+            except BlockingIOError:
+                return 0
+            return 1 + calls()
+
+        yield f"127.0.0.1:{server.getsockname()[1]}", calls
 
 
 @pytest.mark.parametrize(
@@ -144,15 +223,45 @@ def test_a_state_store_that_fails_does_not_fail_the_task(tmp_path: Path) -> None
         ({"crypter_method": "aes128-ctr", "crypter_key": "0g"}, "crypter_key: the key is not made of hex digits"),
         ({"send_credentials_to_tikv": "perhaps"}, "send_credentials_to_tikv 'perhaps' is neither"),
         ({"ratelimit": "fast"}, "ratelimit is 'fast': give"),
+        ({"storage_conn_id": "tikv_default"}, "but the storage local:///.* takes no credentials"),
         (
-            {"storage_conn_id": "tikv_default"},
-            "storage_conn_id names connection tikv_default, which has no login and password",
+            {"storage": "s3://bucket", "storage_conn_id": "tikv_default"},
+            "storage_conn_id names connection tikv_default",
         ),
+        ({"storage": "s3://bucket?colour=blue"}, "has no parameter 'colour'"),
+        ({"storage": "s3://bucket", "storage_conn_id": "aws", "no_credentials": True}, "are both given"),
+        ({"no_credentials": "perhaps"}, "no_credentials 'perhaps' is neither"),
+        ({"gcttl": "soon"}, "gcttl 'soon' is not a duration"),
+        ({"gcttl_from": "middle"}, "gcttl_from 'middle' is not known"),
+        ({"safe_interval": "-1m"}, "safe_interval is -1m: give 0 or more"),
+        ({"budget": "long"}, "budget 'long' is not a duration"),
+        ({"ca": "/no/such/ca.pem"}, "ca file '/no/such/ca.pem' cannot be read"),
+        ({"key": "nonsense"}, "key is neither PEM text nor a file"),
+        ({"check_requirements": "perhaps"}, "check_requirements 'perhaps' is neither"),
+        ({"grpc_keepalive_time": "soon"}, "grpc_keepalive_time 'soon' is not a duration"),
+        ({"grpc_max_recv_msg_size": "big"}, "grpc_max_recv_msg_size is 'big': give"),
+        ({"keyspace": "no name"}, "keyspace 'no name' is no name"),
+        ({"address_map": "nonsense"}, "address_map: address map: 'nonsense' is no entry|address map: "),
+        ({"crypter_method": "aes128-ctr", "crypter_key": "00", "crypter_key_conn_id": "x"}, "are both given: give one"),
+        ({"crypter_method": "aes128-ctr", "crypter_key_file": "/x", "crypter_key_conn_id": "x"}, "are both given"),
+        ({"crypter_method": "aes128-ctr", "crypter_key_conn_id": "keyless"}, "connection keyless, which holds no key"),
+        ({"log_file": "/no/such/directory/log"}, "log_file /no/such/directory/log cannot be written"),
+        ({"log_level": "loud"}, "log_level 'loud' is not known"),
+        ({"log_format": "xml"}, "log_format 'xml' is not known"),
+        ({"redact_log": "perhaps"}, "redact_log 'perhaps' is neither"),
     ],
 )
-def test_a_mistake_fails_for_good_in_one_sentence(tmp_path: Path, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(AirflowFailException, match=says) as caught:
-        operator(tmp_path, **options).execute({})
+def test_a_mistake_fails_for_good_in_one_sentence_and_touches_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS", "aws://AKIA:topsecret@")
+    monkeypatch.setenv("AIRFLOW_CONN_KEYLESS", "generic://host")
+    with listening() as (address, calls):
+        connect(monkeypatch, "tikv_default", address)
+        with pytest.raises(AirflowFailException, match=says) as caught:
+            operator(tmp_path, **options).execute({})
+        assert calls() == 0
+    assert list(tmp_path.iterdir()) == []
     assert isinstance(caught.value.__cause__, InvalidOptionError)
     assert str(caught.value).endswith(str(caught.value.__cause__))
     assert "\n" not in str(caught.value)
@@ -232,9 +341,9 @@ def test_a_task_that_is_killed_before_its_job_runs_never_connects(
     task = operator(tmp_path)
     read = TiKVHook.cluster_options
 
-    def killed_meanwhile(hook: TiKVHook) -> ClusterOptions:
+    def killed_meanwhile(hook: TiKVHook, **given: Any) -> ClusterOptions:
         task.on_kill()
-        return read(hook)
+        return read(hook, **given)
 
     monkeypatch.setattr(TiKVHook, "cluster_options", killed_meanwhile)
     with pytest.raises(JobCancelledError):

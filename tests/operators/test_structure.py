@@ -14,8 +14,10 @@ from airflow.sdk import DAG
 from structlog.testing import capture_logs
 
 from airflow_provider_tikvbr import engine_task
+from airflow_provider_tikvbr.connections import StorageAccess
 from airflow_provider_tikvbr.engine_task import job_owner
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TransientError
+from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
 from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_options, restore_options
@@ -23,7 +25,17 @@ from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
 from airflow_provider_tikvbr.storage.noop import NoopStorage
 from airflow_provider_tikvbr.storage.s3_location import S3Credentials
 
-FRONT = {"storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv"}
+CONNECTION = {
+    *("ca", "cert", "key", "keyspace", "address_map", "check_requirements"),
+    *("grpc_keepalive_time", "grpc_keepalive_timeout", "grpc_max_recv_msg_size"),
+}
+FRONT = {
+    *CONNECTION,
+    *("storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv", "no_credentials"),
+    *("crypter_key_conn_id", "log_file", "log_level", "log_format", "redact_log"),
+}
+# Rendered when they are used, and kept nowhere.
+SECRET = {"crypter_key", "key"}
 
 CLASSES = pytest.mark.parametrize(
     ("cls", "options", "own"),
@@ -48,10 +60,10 @@ def test_every_option_of_the_engine_is_a_parameter(cls: type[Any], options: Call
 
 
 @CLASSES
-def test_every_parameter_but_the_secret_is_a_template(
+def test_every_parameter_but_the_secrets_is_a_template(
     cls: type[Any], options: Callable[..., Any], own: set[str]
 ) -> None:
-    assert set(cls.template_fields) == set(parameters(cls)) - {"crypter_key"}
+    assert sorted(cls.template_fields) == sorted(set(parameters(cls)) - SECRET)
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters(cls).values())
 
 
@@ -79,11 +91,28 @@ def test_every_option_reaches_the_engine(
         raise InvalidOptionError("enough")
 
     monkeypatch.setattr(sys.modules[cls.__module__], options.__name__, record)
-    given = {name: f"the {name}" for name in set(parameters(cls)) - own}
+    given = {name: f"the {name}" for name in set(parameters(cls)) - own - FRONT}
     with pytest.raises(AirflowFailException, match="enough"):
-        cls(task_id="task", **given).execute({})
+        cls(task_id="task", storage="/x", **given).execute({})
     seen.pop("owner", None)
-    assert seen == {name: value for name, value in given.items() if name not in FRONT}
+    assert seen == given
+
+
+@CLASSES
+def test_every_parameter_of_the_connection_reaches_the_hook(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(hook: TiKVHook, **given: Any) -> None:
+        seen.update(given)
+        raise InvalidOptionError("enough")
+
+    monkeypatch.setattr(TiKVHook, "cluster_options", record)
+    given = {name: f"the {name}" for name in CONNECTION}
+    with pytest.raises(AirflowFailException, match="enough"):
+        cls(task_id="task", storage="/x", **given).execute({})
+    assert seen == given
 
 
 @CLASSES
@@ -121,6 +150,8 @@ def test_the_storage_is_opened_as_told_and_always_closed(
         "url": "s3://bucket",
         "credentials": S3Credentials(access_key="AKIA", secret_access_key="topsecret", session_token="tok"),
         "send_credentials": False,
+        "environment_first": True,
+        "no_credentials": False,
         "closed": True,
     }
     assert "topsecret" not in str(redact("it is topsecret"))
@@ -130,9 +161,8 @@ def test_the_storage_is_opened_as_told_and_always_closed(
 def test_the_storage_connection_may_say_where_the_storage_is(
     monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
 ) -> None:
-    extra = {"endpoint_url": "http://minio:9000", "role_arn": "arn:x"}
-    conn = {"conn_type": "aws", "login": "AKIAANOTHERKEY", "password": "topsecret", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_KEYS", json.dumps(conn))
+    said = StorageAccess(credentials=None, parameters="endpoint=http%3A%2F%2Fminio%3A9000", unread=("colour",))
+    monkeypatch.setattr(engine_task, "storage_access", lambda conn_id, url: said)
     seen: list[str] = []
 
     def record(url: str, **given: Any) -> NoopStorage:
@@ -145,7 +175,7 @@ def test_the_storage_connection_may_say_where_the_storage_is(
         operator.execute({})
     assert seen == ["s3://bucket?sse=x&endpoint=http%3A%2F%2Fminio%3A9000"]
     (told,) = (entry for entry in logs if entry["log_level"] == "warning")
-    assert told["event"].endswith("these fields are not heeded: role_arn")
+    assert told["event"].endswith("these fields are not heeded: colour")
 
 
 @CLASSES
@@ -153,10 +183,8 @@ def test_templates_are_rendered(cls: type[Any], options: Callable[..., Any], own
     names = set(parameters(cls))
     operator = cls(task_id="task", **{name: f"{{{{ params.{name} }}}}" for name in names})
     operator.render_template_fields({"params": {name: f"rendered {name}" for name in names}})
-    assert {getattr(operator, name) for name in names - {"crypter_key"}} == {
-        f"rendered {name}" for name in names - {"crypter_key"}
-    }
-    assert operator.crypter_key == "{{ params.crypter_key }}"
+    assert {getattr(operator, name) for name in names - SECRET} == {f"rendered {name}" for name in names - SECRET}
+    assert {getattr(operator, name) for name in SECRET} == {f"{{{{ params.{name} }}}}" for name in SECRET}
 
 
 @CLASSES
