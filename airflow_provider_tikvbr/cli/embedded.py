@@ -25,9 +25,12 @@ CHECKOUT = Path(airflow_provider_tikvbr.__file__).parents[1]
     click.option("--pd-port", type=click.IntRange(0, 65535), default=2379, show_default=True,
                  help="PD's port; 0 for any. The stores take any."),
     flag("--host", default="127.0.0.1", help="Where to listen, and what PD tells clients."),
+    flag("--domain", metavar="NAME", help="Let PD tell names in this domain instead; prints the address map for it."),
     flag("--cluster-version", default="8.5.0", metavar="X.Y.Z", help="The version of TiKV to announce."),
     click.option("--split-keys", multiple=True, metavar="KEY,...",
                  help="Where a new cluster is split, in --format; several by commas or by repetition."),
+    click.option("--keyspaces", multiple=True, metavar="NAME[=ID],...",
+                 help="API V2: keyspaces to create; several by commas or by repetition."),
     flag("--format", default="hex", metavar="hex|raw|escaped", help="How --split-keys are written."),
     flag("--ca", metavar="FILE", help="With --cert: ask clients for a certificate of this CA."),
     flag("--cert", metavar="FILE", help="The servers' certificate; turns TLS on."),
@@ -40,8 +43,10 @@ def embedded(
     replicas: int,
     pd_port: int,
     host: str,
+    domain: str,
     cluster_version: str,
     split_keys: tuple[str, ...],
+    keyspaces: tuple[str, ...],
     format: str,  # noqa: A002 - the flag's own name
     ca: str,
     cert: str,
@@ -70,10 +75,12 @@ def embedded(
         replicas=replicas,
         pd_port=pd_port,
         host=host,
+        domain=domain,
         version=cluster_version,
         split_keys=[
             parse_key(text, format, parameter="split_keys") for given in split_keys for text in given.split(",") if text
         ],
+        keyspaces=[name.strip() for given in keyspaces for name in given.split(",") if name.strip()],
         tls=ServerTls(cert=_pem(cert), key=_pem(key), ca=_pem(ca) if ca else None) if cert else None,
     )
 

@@ -50,7 +50,7 @@ class EmbeddedCluster:
     :param tls: TLS of every port, or None.
     :param version: version that PD and the stores announce.
     :param split_keys: user keys at which a new cluster is split.
-    :param keyspaces: keyspaces to create, by name; V2 has a default one in any case.
+    :param keyspaces: keyspaces to create, by name with their numbers, None for the next one; V2 has a default one.
     :param cluster_id: id of a new cluster; a random one by default.
     :param clock: seconds since the epoch, for everything that PD lets expire.
     :raises InvalidOptionError: at :meth:`start`, if the directory holds another kind of cluster or is in use.
@@ -71,7 +71,7 @@ class EmbeddedCluster:
         tls: ServerTls | None = None,
         version: str = "8.5.0",
         split_keys: Sequence[UserKey] = (),
-        keyspaces: Mapping[str, int] | None = None,
+        keyspaces: Mapping[str, int | None] | None = None,
         cluster_id: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

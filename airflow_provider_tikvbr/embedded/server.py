@@ -19,7 +19,8 @@ from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
     """Serve until SIGINT or SIGTERM.
 
-    :param out: gets the line ``ready pd=HOST:PORT`` once clients may come.
+    :param out: gets the line ``ready pd=HOST:PORT`` once clients may come; before it, where the cluster advertises names
+        of its own domain, the line ``address-map=...`` that says where they are reached.
     :raises InvalidOptionError: the data directory holds another kind of cluster or is in use.
     :raises OSError: a port is taken.
     """
@@ -29,6 +30,8 @@ async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         async with cluster:
+            if cluster.address_map:
+                out.write("address-map=" + ",".join(f"{told}={at}" for told, at in cluster.address_map.items()) + "\n")
             out.write(f"ready pd={cluster.pd_address}\n")
             out.flush()
             await stop.wait()
@@ -45,8 +48,10 @@ def run(
     replicas: int = 1,
     pd_port: int = 2379,
     host: str = "127.0.0.1",
+    domain: str = "",
     version: str = "8.5.0",
     split_keys: Sequence[UserKey] = (),
+    keyspaces: Sequence[str] = (),
     tls: ServerTls | None = None,
 ) -> int:
     """Run an embedded cluster in the foreground until SIGINT or SIGTERM.
@@ -57,8 +62,10 @@ def run(
     :param replicas: number of peers of each region.
     :param pd_port: PD's port; 0 for any.
     :param host: where to listen, and what PD tells clients.
+    :param domain: what PD tells clients instead: names in this domain, which they need an address map for.
     :param version: version that PD and the stores announce.
     :param split_keys: user keys at which a new cluster is split.
+    :param keyspaces: what API V2 has beside the default keyspace: each a name, or ``name=number``.
     :param tls: TLS of every port, or None.
     :return: the exit code.
     :raises InvalidOptionError: an option cannot be right, or a port is taken.
@@ -74,8 +81,10 @@ def run(
         replicas=replicas,
         pd_port=pd_port,
         host=host,
+        domain=domain,
         version=version,
         split_keys=split_keys,
+        keyspaces=_numbered(keyspaces),
         tls=tls,
     )
     try:
@@ -87,3 +96,13 @@ def run(
             parameter="pd_port",
         ) from err
     return 0
+
+
+def _numbered(keyspaces: Sequence[str]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for text in keyspaces:
+        name, mark, number = text.partition("=")
+        if not name or (mark and not number.isdecimal()):
+            raise InvalidOptionError(f"keyspace {text!r} is neither a name nor name=number", parameter="keyspaces")
+        found[name] = int(number) if mark else None
+    return found
