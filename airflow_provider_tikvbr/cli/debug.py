@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,9 +11,11 @@ import click
 from airflow_provider_tikvbr.cli import options as flags
 from airflow_provider_tikvbr.cli import settings
 from airflow_provider_tikvbr.cli.options import flag, together
-from airflow_provider_tikvbr.exceptions import BackupNotFoundError, StorageNotFoundError, TransientError
+from airflow_provider_tikvbr.exceptions import BackupNotFoundError, ProtocolError, StorageNotFoundError, TransientError
 
 ENCODED_BESIDE = "backupmeta_from_json"
+# Temporary settings of PD last a second at least.
+TTL_ENDS_S = 1.5
 
 
 @click.command("decode")
@@ -96,7 +99,15 @@ def reset_pd_config(ctx: click.Context, /, **typed: Any) -> None:
         pd = await PDClient.connect(options)
         http = PDHttp(pd)
         try:
-            await http.set_schedule(values)
+            try:
+                await http.set_schedule(values)
+            except ProtocolError as err:
+                if err.code != "400":
+                    raise
+                # A job that was killed leaves temporary settings, and PD lets nobody change what lies below them.
+                await http.end_schedule_ttl(values)
+                await asyncio.sleep(TTL_ENDS_S)
+                await http.set_schedule(values)
         finally:
             await http.close()
             await pd.close()

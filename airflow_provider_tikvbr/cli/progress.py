@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 # Seconds between two lines of progress in a log.
 CADENCE_S = 30.0
-BAR_WIDTH = 50
+# The bar takes the width of the terminal, as tikv-br's does, but for what is said behind it, and at least so many signs.
+SAID_WIDTH = len("100.00% 108.7MB/s 1h02m03s left")
+MIN_WIDTH = 10
 SPINNER = "-\\|/"
 
 
-def bar(fraction: float, tick: int, width: int = BAR_WIDTH) -> str:
+def bar(fraction: float, tick: int, width: int) -> str:
     r"""Draw a bar as tikv-br's: ``<-----/......>``; the sign at the front of the dashes turns with the tick."""
     full = int(fraction * width)
     if full >= width:
@@ -127,12 +129,15 @@ class BarProgress:
     def _text(self, event: Progress) -> Text:
         from rich.text import Text
 
-        shape = bar(event.fraction, self._tick, max(10, min(BAR_WIDTH, self._console.width - len(event.step) - 40)))
-        text = Text(no_wrap=True)
-        text.append(event.step, style="green")
-        text.append(f" {shape} {event.fraction:.2%} {human_size(event.speed)}/s")
+        said = f"{event.fraction:.2%} {human_size(event.speed)}/s"
         if event.fraction < 1:
             left = event.remaining_s
             # events come when something is done: between them the clock goes on
-            text.append(f" {clock(None if left is None else max(0.0, left - (time.monotonic() - self._at)))} left")
+            said += f" {clock(None if left is None else max(0.0, left - (time.monotonic() - self._at)))} left"
+        title = event.step.title()
+        # What is said keeps its place while it grows and shrinks, so that the bar does not jump.
+        room = self._console.width - len(title) - max(len(said), SAID_WIDTH) - len(" <> ")
+        text = Text(no_wrap=True, overflow="crop")
+        text.append(title, style="green")
+        text.append(f" {bar(event.fraction, self._tick, max(MIN_WIDTH, room))} {said}")
         return text

@@ -107,6 +107,27 @@ def test_a_backup_is_restored_and_compared(v1: ThreadedCluster, tmp_path: Path) 
         )
 
 
+def test_the_command_runs_without_airflow(v1: ThreadedCluster, tmp_path: Path) -> None:
+    script = """
+import sys
+
+class NoAirflow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "airflow" or name.startswith("airflow."):
+            raise ModuleNotFoundError(f"the command imports {name}", name=name)
+
+sys.meta_path.insert(0, NoAirflow())
+from airflow_provider_tikvbr.cli.main import main
+code = main(sys.argv[1:])
+loaded = {n for n in sys.modules if n.split(".")[0].startswith("airflow") and not n.startswith("airflow_provider_tikvbr")}
+sys.exit(f"loaded: {loaded}" if loaded else code)
+"""
+    for job in (["backup", "raw", "--checksum"], ["checksum"], ["debug", "decode"]):
+        command = [sys.executable, "-c", script, *job, "-u", v1.pd_address, "-s", str(tmp_path / "b")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert result.returncode == 0, result.stderr
+
+
 def test_a_range_of_a_cluster_is_converted_and_restored(
     v1: ThreadedCluster, v2: ThreadedCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,4 +190,10 @@ def test_the_settings_of_pd_are_reset(tmp_path: Path, capsys: pytest.CaptureFixt
         assert settings() == changed
         assert main(["debug", "reset-pd-config-as-default", "-u", cluster.pd_address]) == 0
         assert settings() == wanted
+        # also while temporary ones hold, which a job that was killed left
+        httpx.post(f"http://{cluster.pd_address}/pd/api/v1/config/schedule", json=changed).raise_for_status()
+        left = {f"schedule.{name}": value for name, value in changed.items()}
+        httpx.post(f"http://{cluster.pd_address}/pd/api/v1/config?ttlSecond=300", json=left).raise_for_status()
+        assert main(["debug", "reset-pd-config-as-default", "-u", cluster.pd_address]) == 0
+        assert settings() == wanted
     assert "max-merge-region-size=20" in capsys.readouterr().out

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_terminal_shows_a_bar_with_speed_and_time_left() -> None:
     console, out = screen()
     with BarProgress(console=console) as listen:
         listen(progress(20))
-    assert "Raw backup <----------" in out.getvalue()
+    assert "Raw Backup <----------" in out.getvalue()
     assert "20.00% 2MB/s 40s left" in out.getvalue()
 
 
@@ -93,12 +94,17 @@ def test_each_step_keeps_its_bar_and_warnings_stand_above() -> None:
     shown = out.getvalue()
     assert "Warning: TTL [may] end" in shown
     assert "for the log alone" not in shown
-    assert shown.index("Raw backup <-") < shown.index("100.00% 10MB/s") < shown.index("Raw backup checksum <-")
+    assert shown.index("Raw Backup <-") < shown.index("100.00% 10MB/s") < shown.index("Raw Backup Checksum <-")
 
 
-def test_a_narrow_terminal_gets_a_short_bar() -> None:
-    console, out = screen(width=60)
+@pytest.mark.parametrize(("width", "signs"), [(200, 155), (120, 75), (80, 35), (50, 10), (20, 10)])
+def test_the_bar_fills_the_terminal(width: int, signs: int) -> None:
+    console, out = screen(width)
     with BarProgress(console=console) as listen:
         listen(progress(50))
-    assert "<-----" in out.getvalue()
-    assert all(len(line) <= 60 for line in out.getvalue().replace("\r", "\n").split("\n") if "<-" in line)
+    plain = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", out.getvalue())
+    drawn = [line for line in plain.replace("\r", "\n").split("\n") if "<-" in line]
+    assert drawn
+    assert all(len(line) <= width for line in drawn)
+    whole = drawn[0].partition("<")[2].partition(">")[0]
+    assert len(whole) == signs if width > 20 else whole.startswith("-")
