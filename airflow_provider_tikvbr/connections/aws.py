@@ -42,6 +42,8 @@ _READ = frozenset(
         "verify",
     }
 )
+# How the names of the fields begin that the provider reads besides.
+_READ_BY_PROVIDER = ("assume_role_with_", "session_kwargs")
 # A role that is assumed with these only is the same one when a store assumes it: how long it lasts and what its sessions
 # are called change nothing in what it may do.
 _PLAIN_ROLE = frozenset({"ExternalId", "RoleSessionName", "DurationSeconds"})
@@ -61,21 +63,18 @@ def access(conn: Connection, conn_id: str) -> StorageAccess:
     keys = _keys(conn, extra)
     for secret in (*keys, str(extra["assume_role_kwargs"].get("ExternalId") or "")):
         mask(secret)
-    unread: tuple[str, ...] = ()
     session = _session_of_provider(conn_id, extra, keys)
     role = str(extra.get("role_arn") or "")
     plain = extra.get("assume_role_method", "assume_role") == "assume_role" and (
         extra["assume_role_kwargs"].keys() <= _PLAIN_ROLE
     )
-    if session is None:
-        unread = tuple(sorted(str(field) for field in extra if field not in _READ))
-        if role and not plain:
-            raise InvalidOptionError(
-                f"storage_conn_id names connection {conn_id}, whose way to assume its role takes Amazon's provider:"
-                " pip install apache-airflow-providers-amazon",
-                parameter="storage_conn_id",
-            )
-    config = _config(extra, conn_id)
+    if session is None and role and not plain:
+        raise InvalidOptionError(
+            f"storage_conn_id names connection {conn_id}, whose way to assume its role takes Amazon's provider:"
+            " pip install apache-airflow-providers-amazon",
+            parameter="storage_conn_id",
+        )
+    config, verify = _config(extra, conn_id), extra.get("verify")
     credentials = S3Credentials(
         access_key=keys[0],
         secret_access_key=keys[1],
@@ -85,10 +84,15 @@ def access(conn: Connection, conn_id: str) -> StorageAccess:
         external_id=str(extra["assume_role_kwargs"].get("ExternalId") or "") if plain else "",
         session=session,
         owns_credentials=bool(role) and not plain,
-        verify=extra.get("verify"),
+        # A connection written as a URI has nothing but text.
+        verify={"true": True, "false": False}.get(str(verify).lower(), verify),
         config=config,
     )
-    return StorageAccess(credentials=credentials, parameters=_parameters(extra, config), unread=unread)
+    return StorageAccess(
+        credentials=credentials,
+        parameters=_parameters(extra, config),
+        unread=_unread(extra, by_provider=session is not None),
+    )
 
 
 def _extra(conn: Connection) -> dict[str, Any]:
@@ -144,6 +148,11 @@ def _session_of_provider(
             ) from None
 
     return session
+
+
+def _unread(extra: Mapping[str, Any], *, by_provider: bool) -> tuple[str, ...]:
+    own = _READ_BY_PROVIDER if by_provider else ()
+    return tuple(sorted(field for field in map(str, extra) if field not in _READ and not field.startswith(own)))
 
 
 def _config(extra: Mapping[str, Any], conn_id: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from airflow_provider_tikvbr.exceptions import AuthenticationError, InvalidOptio
 from airflow_provider_tikvbr.storage import s3
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.s3_location import S3Credentials
-from tests.storage.scripted_s3 import Answer, Script, serving
+from tests.storage.scripted_s3 import Script, assumed, serving
 
 URL = "s3://bucket/prefix"
 ROLE = "arn:aws:iam::123456789012:role/backup"
@@ -86,13 +85,7 @@ def script() -> Iterator[Script]:
 @pytest.fixture
 def sts() -> Iterator[Script]:
     with serving() as found:
-        end = dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=1)
-        body = (
-            "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIA1</AccessKeyId>"
-            "<SecretAccessKey>assumed-secret</SecretAccessKey><SessionToken>token1</SessionToken>"
-            f"<Expiration>{end:%Y-%m-%dT%H:%M:%SZ}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
-        )
-        found.answers = {"POST": [Answer(200, body=body.encode())]}
+        found.answers = {"POST": [assumed(1)]}
         yield found
 
 
@@ -182,8 +175,29 @@ def test_without_the_provider_such_a_role_is_refused(
         define(role_arn=ROLE, **extra)
 
 
-def test_without_the_provider_other_fields_are_told(without_provider: None, define: Define) -> None:
-    assert define(session_kwargs={}, botocore={}).unread == ("botocore", "session_kwargs")
+def test_other_fields_are_told(provider: bool, define: Define) -> None:
+    unread = define(session_kwargs={}, colour="blue", host="x").unread
+    assert unread == (("colour", "host") if provider else ("colour", "host", "session_kwargs"))
+
+
+@pytest.mark.parametrize(
+    ("given", "verify"), [("False", False), ("true", True), (False, False), ("/ca.pem", "/ca.pem")]
+)
+def test_how_to_check_the_certificate(provider: bool, define: Define, given: Any, verify: Any) -> None:
+    credentials = define(verify=given).credentials
+    assert isinstance(credentials, S3Credentials)
+    assert credentials.verify == verify
+
+
+async def test_the_providers_session_assumes_its_role_again(define: Define, script: Script, sts: Script) -> None:
+    pytest.importorskip("airflow.providers.amazon")
+    sts.answers = {"POST": [assumed(1, minutes=1), assumed(2)]}
+    access = define(role_arn=ROLE, service_config={"sts": {"endpoint_url": sts.endpoint}})
+    url = f"s3://bucket/p?endpoint={script.endpoint}&object-lock=false"
+    async with open_storage(url, credentials=access.credentials) as storage:
+        for name in ("a", "b"):
+            await storage.write(name, b"x")
+    assert script.headers("PUT")[-1]["x-amz-security-token"] == "token2"
 
 
 async def test_where_and_how(provider: bool, define: Define, script: Script, tmp_path: Path) -> None:

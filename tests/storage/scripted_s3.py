@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ class Script:
         return [
             {name.lower(): value for name, value in headers.items()} for m, _, headers in self.requests if m == method
         ]
+
+
+def assumed(number: int, *, minutes: int = 60) -> Answer:
+    """The answer of STS: a pair of that number, for so many minutes."""
+    end = dt.datetime.now(dt.timezone.utc) + dt.timedelta(minutes=minutes)
+    body = (
+        f"<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIA{number}</AccessKeyId>"
+        f"<SecretAccessKey>assumed-secret</SecretAccessKey><SessionToken>token{number}</SessionToken>"
+        f"<Expiration>{end:%Y-%m-%dT%H:%M:%SZ}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+    )
+    return Answer(200, body=body.encode(), headers={"Content-Type": "text/xml"})
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -15,7 +14,7 @@ from airflow_provider_tikvbr.storage import s3
 from airflow_provider_tikvbr.storage.factory import open_storage, storage_of_backend
 from airflow_provider_tikvbr.storage.s3_location import S3Credentials
 from tests.storage.conftest import ACCESS, SECRET, S3Server
-from tests.storage.scripted_s3 import LEAK, Answer, Script, serving
+from tests.storage.scripted_s3 import LEAK, Answer, Script, assumed, serving
 
 ROLE = "arn:aws:iam::123456789012:role/backup"
 KEYS = f"access-key={ACCESS}&secret-access-key={SECRET}"
@@ -62,17 +61,6 @@ def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", found.endpoint)
         found.answers = {"POST": [assumed(1)]}
         yield found
-
-
-def assumed(number: int, *, minutes: int = 60) -> Answer:
-    """The answer of STS: a pair of that number, for so many minutes."""
-    end = dt.datetime.now(dt.timezone.utc) + dt.timedelta(minutes=minutes)
-    body = (
-        f"<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIA{number}</AccessKeyId>"
-        f"<SecretAccessKey>assumed-secret</SecretAccessKey><SessionToken>token{number}</SessionToken>"
-        f"<Expiration>{end:%Y-%m-%dT%H:%M:%SZ}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
-    )
-    return Answer(200, body=body.encode(), headers={"Content-Type": "text/xml"})
 
 
 def refusal(status: int, code: str) -> Answer:
