@@ -8,9 +8,7 @@ from __future__ import annotations
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
-    DecodeError,
     HttpResponseError,
-    IncompleteReadError,
     ServiceRequestError,
     ServiceResponseError,
 )
@@ -102,7 +100,7 @@ def map_error(error: Exception, location: AzureLocation, service: str, doing: st
         )
     if isinstance(error, ClientAuthenticationError) and not status_of(error):
         return AuthenticationError(f"{what}: the Azure account key or the identity is not valid: check it")
-    if isinstance(error, HttpResponseError) and not isinstance(error, (DecodeError, IncompleteReadError)):
+    if isinstance(error, HttpResponseError) and status_of(error) >= 300:
         return _answer(error, location, what, service, name)
     if isinstance(error, (ServiceRequestError, ServiceResponseError)):
         if "SSLError" in repr(error.inner_exception) or "CERTIFICATE_VERIFY" in str(error.inner_exception):

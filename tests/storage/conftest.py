@@ -11,6 +11,8 @@ from moto.server import ThreadedMotoServer
 
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
+from tests.support.azurite import Azurite, azurite
+from tests.support.hdfs import Hadoop, install
 
 ACCESS, SECRET = "AKIAEXAMPLEEXAMPLE", "s3cr3t/Key+With=Signs"
 
@@ -46,11 +48,40 @@ def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def azurite_server() -> Iterator[Azurite]:
+    with azurite() as server:
+        yield server
+
+
+@pytest.fixture
+def container(azurite_server: Azurite, request: pytest.FixtureRequest) -> str:
+    """The name of a container that is not there yet."""
+    return f"container-{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture
+def hadoop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hadoop:
+    found = install(tmp_path / "hadoop")
+    monkeypatch.setenv("HADOOP_HOME", str(found.home))
+    monkeypatch.delenv("HADOOP_LINUX_USER", raising=False)
+    return found
+
+
+@pytest.fixture(params=["local", "s3", "azure", "hdfs"])
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
     """An empty place of each kind that keeps what it is given."""
     if request.param == "local":
         url = str(tmp_path)
+    elif request.param == "azure":
+        url = request.getfixturevalue("azurite_server").url(request.getfixturevalue("container"))
+        async with open_storage(url) as made:
+            await made.prepare()
+    elif request.param == "hdfs":
+        request.getfixturevalue("hadoop")
+        url = "hdfs://namenode:8020/backups/monday"
+        async with open_storage(url) as made:
+            await made.prepare()
     else:
         server: S3Server = request.getfixturevalue("s3_server")
         url = server.url(request.getfixturevalue("bucket"))
