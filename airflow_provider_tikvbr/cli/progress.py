@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Seconds between two lines of progress in a log.
 CADENCE_S = 30.0
-# The bar takes the width of the terminal, as tikv-br's does, but for what is said behind it, and at least so many signs.
+# The bar takes the width of the terminal, as tikv-br's does, but for what is said behind it, and has at least so many signs: a
+# narrow terminal tells less behind it.
 SAID_WIDTH = len("100.00% 108.7MB/s 1h02m03s left")
 MIN_WIDTH = 10
 SPINNER = "-\\|/"
@@ -129,15 +130,17 @@ class BarProgress:
     def _text(self, event: Progress) -> Text:
         from rich.text import Text
 
-        said = f"{event.fraction:.2%} {human_size(event.speed)}/s"
-        if event.fraction < 1:
-            left = event.remaining_s
-            # events come when something is done: between them the clock goes on
-            said += f" {clock(None if left is None else max(0.0, left - (time.monotonic() - self._at)))} left"
         title = event.step.title()
+        said = [f"{event.fraction:.2%}", f"{human_size(event.speed)}/s"]
+        if event.fraction < 1 and (left := event.remaining_s) is not None:
+            # events come when something is done: between them the clock goes on
+            said.append(f"{clock(max(0.0, left - (time.monotonic() - self._at)))} left")
+        free = self._console.width - len(f"{title} <> ")
+        while len(said) > 1 and free - len(" ".join(said)) < MIN_WIDTH:
+            said.pop()
         # What is said keeps its place while it grows and shrinks, so that the bar does not jump.
-        room = self._console.width - len(title) - max(len(said), SAID_WIDTH) - len(" <> ")
+        width = max(MIN_WIDTH, min(free - SAID_WIDTH, free - len(" ".join(said))))
         text = Text(no_wrap=True, overflow="crop")
         text.append(title, style="green")
-        text.append(f" {bar(event.fraction, self._tick, max(MIN_WIDTH, room))} {said}")
+        text.append(f" {bar(event.fraction, self._tick, width)} {' '.join(said)}")
         return text

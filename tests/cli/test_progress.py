@@ -97,8 +97,19 @@ def test_each_step_keeps_its_bar_and_warnings_stand_above() -> None:
     assert shown.index("Raw Backup <-") < shown.index("100.00% 10MB/s") < shown.index("Raw Backup Checksum <-")
 
 
-@pytest.mark.parametrize(("width", "signs"), [(200, 155), (120, 75), (80, 35), (50, 10), (20, 10)])
-def test_the_bar_fills_the_terminal(width: int, signs: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "signs", "said"),
+    [
+        (200, 155, "50.00% 5MB/s 10s left"),
+        (120, 75, "50.00% 5MB/s 10s left"),
+        (80, 35, "50.00% 5MB/s 10s left"),
+        (50, 10, "50.00% 5MB/s 10s left"),
+        (40, 10, "50.00% 5MB/s"),
+        (32, 10, "50.00%"),
+        (24, 10, ""),
+    ],
+)
+def test_the_bar_fills_the_terminal(width: int, signs: int, said: str) -> None:
     console, out = screen(width)
     with BarProgress(console=console) as listen:
         listen(progress(50))
@@ -106,5 +117,14 @@ def test_the_bar_fills_the_terminal(width: int, signs: int) -> None:
     drawn = [line for line in plain.replace("\r", "\n").split("\n") if "<-" in line]
     assert drawn
     assert all(len(line) <= width for line in drawn)
-    whole = drawn[0].partition("<")[2].partition(">")[0]
-    assert len(whole) == signs if width > 20 else whole.startswith("-")
+    shape, _, behind = drawn[0].partition("<")[2].partition(">")
+    assert len(shape) == signs
+    assert behind.strip() == said
+
+
+def test_nothing_is_said_of_the_time_left_before_anything_is_done() -> None:
+    console, out = screen()
+    with BarProgress(console=console) as listen:
+        listen(progress(0))
+    assert "0.00% 0B/s" in out.getvalue()
+    assert "left" not in out.getvalue()
