@@ -29,6 +29,8 @@ LEVELS: Mapping[str, int] = {
     "warn": logging.WARNING,
     "warning": logging.WARNING,
     "error": logging.ERROR,
+    "dpanic": logging.CRITICAL,
+    "panic": logging.CRITICAL,
     "fatal": logging.CRITICAL,
 }
 FORMATS = ("text", "json")
@@ -114,7 +116,7 @@ def logging_to(
 ) -> Iterator[None]:
     """Let a log go to a file or a stream while the block runs.
 
-    A file is added to, and made if it is missing.
+    A file is added to, and made if it is missing, with its directory.
 
     :param target: the file or the stream.
     :param level: the lowest level that is written.
@@ -127,6 +129,7 @@ def logging_to(
     handler: logging.Handler
     if isinstance(target, Path):
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
         except OSError as err:
             raise InvalidOptionError(

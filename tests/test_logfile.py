@@ -146,9 +146,10 @@ def test_times_are_local_with_their_offset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with (
         pytest.raises(InvalidOptionError, match=r"log_file .* cannot be written") as caught,
-        logging_to(tmp_path / "no" / "such" / "log", logging.INFO),
+        logging_to(tmp_path / "file" / "log", logging.INFO),
     ):
         pass
     assert caught.value.parameter == "log_file"
@@ -171,3 +172,18 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_directory_of_a_log_is_made(tmp_path: Path) -> None:
+    log = tmp_path / "a" / "b" / "log"
+    for _ in range(2):
+        with logging_to(log, logging.INFO):
+            LOGGER.info("here")
+    assert len(log.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("debug", 10), ("INFO", 20), ("warn", 30), ("error", 40), ("panic", 50), (" fatal ", 50)]
+)
+def test_the_names_of_levels(name: str, level: int) -> None:
+    assert parse_level(name) == level

@@ -123,8 +123,9 @@ def test_a_log_file_that_cannot_be_written_stops_the_job_before_it_starts(tmp_pa
         begun.append(1)
         return Done()
 
+    (tmp_path / "file").write_text("")
     with pytest.raises(InvalidOptionError, match="log_file"):
-        run(begin, log_file=str(tmp_path / "no" / "log"))
+        run(begin, log_file=str(tmp_path / "file" / "log"))
     assert begun == []
 
 
