@@ -80,10 +80,10 @@ class AddressMap:
             one, other = _read(told), _read(reach)
             if ":" not in _rest(one) and ":" in _rest(other):
                 raise _refused(
-                    f"{told}={reach} gives a port on the right side only: give one on the left too, or on neither"
+                    f"{told}={reach} in the address map gives a port on the right side only: give one on the left too, or on neither"
                 )
             if entries.setdefault(one, other) != other:
-                raise _refused(f"{told} is mapped to {entries[one]} and to {other}: give it once")
+                raise _refused(f"{told} is mapped to {entries[one]} and to {other} in the address map: give it once")
         return cls(entries=tuple(entries.items()))
 
     def __bool__(self) -> bool:
@@ -140,7 +140,7 @@ def _text(value: str) -> Iterable[tuple[str, str]]:
             continue
         told, mark, reach = entry.partition("=")
         if not mark:
-            raise _refused(f"{entry!r} is no entry: {FORM}")
+            raise _refused(f"{entry!r} is no entry of an address map: {FORM}")
         yield told.strip(), reach.strip()
 
 
@@ -148,7 +148,7 @@ def _mapping(value: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     for told, reach in value.items():
         # It may come from JSON, where a value can be anything.
         if not isinstance(told, str) or not isinstance(reach, str):
-            raise _refused(f"the entry of {told!r} is not text: {FORM}")
+            raise _refused(f"the entry of {told!r} in the address map is not text: {FORM}")
         yield told.strip(), reach.strip()
 
 
@@ -156,10 +156,10 @@ def _read(text: str) -> str:
     match = ADDRESS.fullmatch(text)
     port = match["port"] if match else None
     if match is None or (port is not None and not 0 < int(port) <= MAX_PORT):
-        raise _refused(f"{text.rpartition('@')[2]!r} is neither host:port nor a host: {FORM}")
+        raise _refused(f"{text.rpartition('@')[2]!r} in the address map is neither host:port nor a host: {FORM}")
     host = match["host"].lower()
     return host if port is None else f"{host}:{int(port)}"
 
 
 def _refused(message: str) -> InvalidOptionError:
-    return InvalidOptionError(f"address map: {message}", parameter=PARAMETER)
+    return InvalidOptionError(message, parameter=PARAMETER)

@@ -159,8 +159,9 @@ async def _check_leader(members: Members, endpoint: Target, leader: Leader, time
     except TerminalError:
         raise
     except TikvBrError as err:
+        remedy = "" if target.is_mapped else " (an address map can say where it does)"
         raise PDUnavailableError(
-            f"PD at {endpoint} names {leader.url}{reached} as its leader, which does not answer from here: {err}",
+            f"PD at {endpoint} names {leader.url}{reached} as its leader, which does not answer from here{remedy}: {err}",
             endpoints=(endpoint.address, leader.address),
             address=endpoint.address,
         ) from err

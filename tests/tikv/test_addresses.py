@@ -65,19 +65,19 @@ def test_who_answers_at_an_address_that_was_given() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("tikv-0", "'tikv-0' is no entry: write host:port=host:port or host=host"),
-        ("a:1=", "'' is neither host:port nor a host"),
-        ("=a:1", "'' is neither host:port nor a host"),
-        ("a=b=c", "'b=c' is neither host:port nor a host"),
-        ("a:0=b:1", "'a:0' is neither host:port nor a host"),
-        ("a:1=b:65536", "'b:65536' is neither host:port nor a host"),
-        ("http://a:1=b:1", "'http://a:1' is neither host:port nor a host"),
-        ("fd00::1=b", "'fd00::1' is neither host:port nor a host"),
-        ("user:hunter2@a:1=b:1", "'a:1' is neither host:port nor a host"),
-        ("a=b:1", "a=b:1 gives a port on the right side only"),
+        ("tikv-0", "'tikv-0' is no entry of an address map: write host:port=host:port or host=host"),
+        ("a:1=", "'' in the address map is neither host:port nor a host"),
+        ("=a:1", "'' in the address map is neither host:port nor a host"),
+        ("a=b=c", "'b=c' in the address map is neither host:port nor a host"),
+        ("a:0=b:1", "'a:0' in the address map is neither host:port nor a host"),
+        ("a:1=b:65536", "'b:65536' in the address map is neither host:port nor a host"),
+        ("http://a:1=b:1", "'http://a:1' in the address map is neither host:port nor a host"),
+        ("fd00::1=b", "'fd00::1' in the address map is neither host:port nor a host"),
+        ("user:hunter2@a:1=b:1", "'a:1' in the address map is neither host:port nor a host"),
+        ("a=b:1", "a=b:1 in the address map gives a port on the right side only"),
         ("[::1]=b:1", "gives a port on the right side only"),
-        ("a:1=b:1,A:1=c:1", "A:1 is mapped to b:1 and to c:1: give it once"),
-        ({"a:1": 5}, "the entry of 'a:1' is not text"),
+        ("a:1=b:1,A:1=c:1", "A:1 is mapped to b:1 and to c:1 in the address map: give it once"),
+        ({"a:1": 5}, "the entry of 'a:1' in the address map is not text"),
     ],
 )
 def test_what_is_no_map_is_refused(value: Any, message: str) -> None:
@@ -85,7 +85,7 @@ def test_what_is_no_map_is_refused(value: Any, message: str) -> None:
         AddressMap.parse(value)
     assert caught.value.parameter == "address_map"
     text = str(caught.value)
-    assert text.startswith("address map: ")
+    assert "address map" in text
     assert message in text
     assert "hunter2" not in text
     assert "\n" not in text
