@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from airflow_provider_tikvbr.storage.gcs_location import GcsCredentials, GcsLoca
 from airflow_provider_tikvbr.storage.parameters import refused
 
 try:
-    from google.api_core.exceptions import NotFound, PreconditionFailed
+    with warnings.catch_warnings():
+        # It would like a library for errors of gRPC, which no call here uses.
+        warnings.simplefilter("ignore", ImportWarning)
+        from google.api_core.exceptions import NotFound, PreconditionFailed
     from google.api_core.retry import Retry
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud.storage import Client
