@@ -150,9 +150,16 @@ async def test_a_role(
     assert (told.access_key, told.role_arn, told.external_id) == ("", ROLE, "e1")
 
 
-async def test_a_role_that_stores_cannot_assume_the_same_way(define: Define, script: Script, sts: Script) -> None:
+async def test_a_role_that_stores_cannot_assume_the_same_way(
+    define: Define, script: Script, sts: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("airflow.providers.amazon")
+    # The role counts as the connection's, whatever assumes it.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret")
     access = define(
+        login="",
+        password="",
         role_arn=ROLE,
         assume_role_kwargs={"Policy": "{}"},
         service_config={"sts": {"endpoint_url": sts.endpoint}},
