@@ -23,7 +23,7 @@ COMMANDS = (
     *("backup raw", "restore raw", "debug checksum", "debug decode", "debug encode"),
     *("debug reset-pd-config-as-default", "debug backupmeta validate"),
 )
-# Flags that by default leave to the cluster, or to nobody, what tikv-br decides (docs/command.md).
+# Flags that by default leave to the cluster, or to nobody, what tikv-br decides (docs/command/index.md).
 OTHER_DEFAULT = {"merge-region-size-bytes": "", "merge-region-key-count": "", "grpc-max-recv-msg-size": ""}
 # Flags that tikv-br does not have.
 OURS = {

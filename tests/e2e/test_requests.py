@@ -1,4 +1,4 @@
-"""Our requests carry what tikv-br's carried in the recordings; each difference is named here and in docs/differences.md."""
+"""Our requests carry what tikv-br's carried in the recordings; each difference is named here and in docs/coming-from-tikv-br.md."""
 
 from __future__ import annotations
 
