@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.gcs_location import GcsCredentials, GcsLocation, gcs_location
@@ -235,6 +236,8 @@ class GcsStorage(Storage):
     def _run(self, doing: str, name: str, call: Callable[[_Opened], T]) -> T:
         try:
             return call(self._open())
+        except TikvBrError:  # one of them is a ValueError too
+            raise
         except ERRORS as error:
             # The cause is cut off on purpose: see the module's text.
             raise map_error(error, self.location, doing, name) from None
