@@ -23,8 +23,8 @@ TTL_ENDS_S = 1.5
 @click.pass_context
 def decode(ctx: click.Context, /, field: str, **typed: Any) -> None:
     """Write the backupmeta of a backup as JSON beside it."""
-    from airflow_provider_tikvbr.cli.meta_json import JSON_NAME, encode_json, show_field
     from airflow_provider_tikvbr.rawbr.meta import read_meta
+    from airflow_provider_tikvbr.rawbr.meta_json import JSON_NAME, encode_json, show_field
 
     cipher = _cipher(typed)
 
@@ -44,8 +44,8 @@ def decode(ctx: click.Context, /, field: str, **typed: Any) -> None:
 @click.pass_context
 def encode(ctx: click.Context, /, **typed: Any) -> None:
     """Make a backupmeta of the JSON that decode has written; one that is there already is kept."""
-    from airflow_provider_tikvbr.cli.meta_json import JSON_NAME, decode_json
     from airflow_provider_tikvbr.rawbr.meta import META_NAME
+    from airflow_provider_tikvbr.rawbr.meta_json import JSON_NAME, decode_json
     from airflow_provider_tikvbr.storage.cipher import new_iv
 
     cipher = _cipher(typed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import httpx
 import pytest
 
 from airflow_provider_tikvbr.cli.main import main
-from airflow_provider_tikvbr.cli.meta_json import decode_json, encode_json, show_field
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
-from airflow_provider_tikvbr.exceptions import BackupInvalidError, InvalidOptionError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from tests.support.golden import AES256_KEY, ROOT
 
@@ -100,62 +97,11 @@ def test_a_field_is_printed_as_tikv_br_prints_it(field: str, shown: str, capsys:
     assert not (ROOT / "v2" / "range" / "backupmeta.json").exists()
 
 
-def test_the_files_are_printed_as_tikv_br_prints_them() -> None:
-    meta = brpb_pb2.BackupMeta.FromString((ROOT / "v2" / "range" / "backupmeta").read_bytes())
-    # the digest of what tikv-br wrote
-    assert hashlib.md5(f"{show_field(meta, 'Files')}\n".encode()).hexdigest() == "016ef931b4589ef578271e4cd7eee89e"
-
-
-def test_quotes_and_control_characters_of_a_field() -> None:
-    keys = brpb_pb2.RawRange(start_key=b"\"\\'\n\r\t\x7f\xff", cf="ü")
-    shown = show_field(brpb_pb2.BackupMeta(raw_ranges=[keys]), "RawRanges")
-    assert shown == r'[start_key:"\"\\' + r"'\n\r\t\177\377" + r'" cf:"\303\274" ]'
-
-
 def test_an_unknown_field_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["debug", "decode", "-s", str(ROOT / "v1" / "range"), "--field", "Nope"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Error: --field 'Nope' is not known: give start-version, end-version, ApiVersion,")
-    with pytest.raises(InvalidOptionError):
-        show_field(brpb_pb2.BackupMeta(), "cluster_id")
-
-
-def test_text_that_go_escapes() -> None:
-    meta = brpb_pb2.BackupMeta(br_version='a<b>&c\u2028\n"ü', cluster_id=2**64 - 1, is_raw_kv=True)
-    said = encode_json(meta)
-    assert said.decode() == (
-        r'{"cluster_id":18446744073709551615,"br_version":"a\u003cb\u003e\u0026c\u2028\n\"ü","is_raw_kv":true}'
-    )
-    assert decode_json(said) == meta
-
-
-def test_an_index_that_is_not_resolved_survives() -> None:
-    meta = brpb_pb2.BackupMeta(version=1, api_version=2)  # type: ignore[arg-type]
-    meta.file_index.meta_files.append(brpb_pb2.File(name="m", sha256=b"\x01\x02", start_key=b"k"))
-    said = encode_json(meta)
-    # below the first level Go writes bytes in its own way
-    assert json.loads(said)["file_index"] == {"meta_files": [{"name": "m", "sha256": "AQI=", "start_key": "aw=="}]}
-    assert decode_json(said) == meta
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("{", "backupmeta.json is not JSON: "),
-        ("[]", "backupmeta.json holds no object"),
-        ('{"schemas":[{"db":{}}]}', "has the field schemas, which no backup of raw data has"),
-        ('{"files":[{"name":"a"},{"start_key":"6"}]}', r"a value that files\[1\].start_key cannot have"),
-        ('{"files":[{"cipher_iv":"%"}]}', r"a value that files\[0\].cipher_iv cannot have"),
-        ('{"cluster_id":"one"}', "a value that cluster_id cannot have"),
-        ('{"cluster_id":-1}', "a value that cluster_id cannot have"),
-        ('{"files":5}', "a value that files cannot have"),
-        ('{"files":["x"]}', "a value that files cannot have"),
-    ],
-)
-def test_wrong_json_is_told_by_its_place(text: str, sentence: str) -> None:
-    with pytest.raises(BackupInvalidError, match=sentence):
-        decode_json(text.encode())
 
 
 def test_there_may_be_nothing_to_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
