@@ -122,6 +122,9 @@ class EngineTask(Base):
         # Misspelt URLs have their secrets too.
         if isinstance(value, str) and ("://" in value or "?" in value):
             mask_url(value)
+        # A file of certificates may hold a key as well.
+        if isinstance(value, str) and "PRIVATE KEY-----" in value:
+            mask_pem(value)
 
     @contextmanager
     def job(self) -> Iterator[None]:

@@ -228,6 +228,16 @@ def test_secrets_of_a_template_that_cannot_be_rendered_are_hidden(
 
 
 @CLASSES
+def test_a_private_key_among_certificates_is_hidden(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
+    line = f"MIIEverySecret{cls.__name__}"
+    operator = cls(task_id="task", storage="/x", cert="{{ params.pem }}")
+    pem = f"-----BEGIN CERTIFICATE-----\nMIIx\n-----END-----\n-----BEGIN PRIVATE KEY-----\n{line}\n-----END-----\n"
+    operator.render_template_fields({"params": {"pem": pem}})
+    assert line in operator.cert
+    assert line not in str(redact(operator.cert))
+
+
+@CLASSES
 def test_default_args_reach_it(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
     with DAG("dag", schedule=None, default_args={"tikv_conn_id": "other", "retries": 7}):
         operator = cls(task_id="task", storage="/x")

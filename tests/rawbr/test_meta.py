@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
     backup_range,
+    backup_ts_in,
     build_meta,
     check_files,
     read_file,
@@ -342,3 +344,15 @@ async def test_an_index_without_end(storage: Storage) -> None:
     await write_meta(storage, meta)
     with pytest.raises(BackupInvalidError, match="its file index has no end"):
         await read_meta(storage)
+
+
+def test_backup_ts_stands_where_tikv_br_does_not_look() -> None:
+    fields: dict[str, Any] = {"cluster_id": 7, "cluster_version": "8.5.0", "api_version": ApiVersion.V2, "files": []}
+    keys = KeyRange(ApiKey(b"r\0\0\0"), ApiKey(b"r\0\0\1"))
+    meta = build_meta(keys=keys, backup_ts=470671859487080449, **fields)
+    assert (meta.start_version, meta.end_version) == (0, 470671859487080449)
+    assert backup_ts_in(meta) == 470671859487080449
+    without = build_meta(keys=keys, **fields)
+    assert backup_ts_in(without) is None
+    meta.ClearField("end_version")
+    assert meta == without

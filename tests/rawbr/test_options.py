@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pendulum
 import pytest
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
@@ -82,6 +83,17 @@ def test_what_is_empty_means_the_default(empty: Any) -> None:
     names = "merge_region_size_bytes merge_region_key_count split_region_max_keys switch_mode_interval online budget"
     assert restore_options(**empties(names)) == RestoreOptions()
     assert checksum_options(format=empty, budget=empty) == ChecksumOptions()
+
+
+@pytest.mark.parametrize(
+    "five_minutes", [timedelta(minutes=5), pendulum.duration(minutes=5), "5m", "300", "300s", 300, 300.0]
+)
+def test_durations_of_every_kind(five_minutes: Any) -> None:
+    backup = backup_options(gcttl=five_minutes, safe_interval=five_minutes, budget=five_minutes)
+    assert (backup.gc_ttl_s, backup.safe_interval_s, backup.budget_s) == (300, 300, 300)
+    restore = restore_options(switch_mode_interval=five_minutes, budget=five_minutes)
+    assert (restore.switch_mode_interval_s, restore.budget_s) == (300, 300)
+    assert checksum_options(budget=five_minutes).budget_s == 300
 
 
 @pytest.mark.parametrize(("gcttl", "seconds"), [(0, 0), ("0s", 0), ("1h30m", 5400), ("300ms", 1), ("2900ms", 3)])

@@ -21,8 +21,9 @@ from airflow_provider_tikvbr.exceptions import (
     UnsupportedError,
 )
 from airflow_provider_tikvbr.proto import methods
+from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.events import Event, Progress
-from airflow_provider_tikvbr.rawbr.options import restore_options
+from airflow_provider_tikvbr.rawbr.options import backup_options, restore_options
 from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.rawbr.summary import RestoreSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
@@ -92,6 +93,18 @@ async def test_a_range_that_cuts_through_files(golden: Golden, start: bytes, end
         assert summary.verified
         assert 0 < summary.restore_files < 13
         assert (summary.start, summary.end) == (start.hex(), end.hex())
+
+
+async def test_it_tells_the_backups_backup_ts(tmp_path: Path) -> None:
+    async with target(tmp_path, ApiVersion.V2) as (embedded, cluster):
+        await embedded.put([(UserKey(b"key"), b"value")])
+        storage = open_storage(str(tmp_path / "backup"))
+        made = await backup(cluster, storage, backup_options())
+        summary = await restore(cluster, storage, restore_options())
+        assert made.backup_ts
+        assert summary.as_dict()["backup_ts"] == made.backup_ts
+        # tikv-br keeps none.
+        assert (await run(cluster, V2_FULL)).backup_ts is None
 
 
 async def test_ranges_one_after_the_other_make_the_whole(tmp_path: Path) -> None:
