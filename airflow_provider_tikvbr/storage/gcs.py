@@ -252,6 +252,7 @@ class GcsStorage(Storage):
                     no_credentials=self._no_credentials,
                 )
                 session = AuthorizedSession(access.session)  # type: ignore[no-untyped-call]
+                session.hooks["response"].append(_read_refusal)
                 # Always an endpoint: the stores know nothing of this process's STORAGE_EMULATOR_HOST, and both have to
                 # mean the same service.
                 client = Client(
@@ -260,6 +261,8 @@ class GcsStorage(Storage):
                     _http=session,
                     client_options={"api_endpoint": self.location.endpoint or GOOGLE},
                 )
+                # It would ask for the bucket's own data, for tracing, in threads that nobody waits for.
+                client._bucket_metadata_cache = None  # noqa: SLF001
                 self._opened = _Opened(access, session, client)
             return self._opened
 
@@ -296,6 +299,12 @@ class GcsStorage(Storage):
         )
         page = next(found.pages, ())
         return tuple(sorted((blob.name, blob.size or 0) for blob in page)), found.next_page_token
+
+
+def _read_refusal(response: Any, *_: Any, **__: Any) -> None:
+    """Take the whole of a refusal: the library leaves it in a connection that stays open then."""
+    if not response.ok:
+        _ = response.content
 
 
 def _limits() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import requests
 import urllib3
 from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, RetryError
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, InvalidOperation, TransportError
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from airflow_provider_tikvbr.exceptions import (
@@ -68,6 +68,10 @@ def map_error(error: BaseException, location: GcsLocation, doing: str, name: str
         error = error.cause
     if status_of(error):
         return _answer(error, location, doing, what, service, name)
+    if isinstance(error, InvalidOperation):  # what anonymous credentials say when they are asked for a token
+        return AuthenticationError(
+            f"{what}: {service} asks for credentials, and none are used: leave out no-credentials, or give some"
+        )
     if isinstance(error, DefaultCredentialsError):
         return AuthenticationError(
             f"{what}: there are no Google credentials: name a service account's key in the storage parameter "
@@ -120,5 +124,9 @@ def _answer(error: BaseException, location: GcsLocation, doing: str, what: str, 
 
 def _reasons(error: BaseException) -> set[str]:
     """The words of the API for what is wrong, such as ``rateLimitExceeded``."""
-    found = error.errors if isinstance(error, GoogleAPICallError) else []
-    return {str(one.get("reason")) for one in found if isinstance(one, dict)}
+    # Where an upload or a download fails, the library does not take them out of the answer.
+    try:
+        found = error.response.json()["error"]["errors"]  # type: ignore[attr-defined]
+        return {str(one["reason"]) for one in found}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return set()
