@@ -66,7 +66,8 @@ with DAG(
             None,
             type=["null", "string"],
             title="Storage connection",
-            description_md="For S3: the name of a connection of type *AWS* with the keys. Empty: the worker's own.",
+            description_md="For a cloud: the name of a connection of its type, such as *AWS*, with the credentials. Empty: "
+            "the worker's own.",
         ),
         "start": Param(
             None, type=["null", "string"], title="Start key", description_md="First key of the range.", section="Range"
@@ -97,6 +98,23 @@ with DAG(
             description_md="MiB per second that each store may write; 0 = no limit.",
             section="Speed",
         ),
+        "crypter_key_conn_id": Param(
+            None,
+            type=["null", "string"],
+            title="Key connection",
+            description_md="To encrypt the backup: the name of a connection whose password is the key, 64 hexadecimal "
+            "digits for *aes256-ctr*. Empty: not encrypted.",
+            section="Safety",
+        ),
+        "gcttl": Param(
+            "5m",
+            type="string",
+            minLength=1,
+            title="Hold GC for",
+            description_md="API V2: how long from the start of the backup a changefeed can be made from its *backup_ts* "
+            "on, such as *24h*.",
+            section="Safety",
+        ),
         "verify": Param(
             True,
             type="boolean",
@@ -125,6 +143,9 @@ with DAG(
         format="{{ params.format }}",
         compression="{{ params.compression }}",
         ratelimit="{{ params.ratelimit }}",
+        crypter_method="{{ 'aes256-ctr' if params.crypter_key_conn_id else 'plaintext' }}",
+        crypter_key_conn_id="{{ params.crypter_key_conn_id or '' }}",
+        gcttl="{{ params.gcttl }}",
         outlets=[Asset("tikv_backup")],
     )
     verify = ChecksumSensor(
@@ -133,6 +154,8 @@ with DAG(
         tikv_conn_id="{{ params.tikv_conn_id }}",
         storage=STORAGE,
         storage_conn_id="{{ params.storage_conn_id or '' }}",
+        crypter_method="{{ 'aes256-ctr' if params.crypter_key_conn_id else 'plaintext' }}",
+        crypter_key_conn_id="{{ params.crypter_key_conn_id or '' }}",
         on_mismatch="{{ params.on_mismatch }}",
         mode="reschedule",
         poke_interval=300,

@@ -59,7 +59,8 @@ with DAG(
             None,
             type=["null", "string"],
             title="Storage connection",
-            description_md="For S3: the name of a connection of type *AWS* with the keys. Empty: the worker's own.",
+            description_md="For a cloud: the name of a connection of its type, such as *AWS*, with the credentials. Empty: "
+            "the worker's own.",
         ),
         "start": Param(
             None, type=["null", "string"], title="Start key", description_md="First key to move.", section="Range"

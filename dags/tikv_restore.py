@@ -43,7 +43,8 @@ with DAG(
             None,
             type=["null", "string"],
             title="Storage connection",
-            description_md="For S3: the name of a connection of type *AWS* with the keys. Empty: the worker's own.",
+            description_md="For a cloud: the name of a connection of its type, such as *AWS*, with the credentials. Empty: "
+            "the worker's own.",
         ),
         "start": Param(
             None,
@@ -66,6 +67,14 @@ with DAG(
             title="Key format",
             description_md="How start and end are written.",
             section="Range",
+        ),
+        "crypter_key_conn_id": Param(
+            None,
+            type=["null", "string"],
+            title="Key connection",
+            description_md="For an encrypted backup: the name of a connection whose password is the key, 64 hexadecimal "
+            "digits for *aes256-ctr*. Empty: not encrypted.",
+            section="How",
         ),
         "checksum": Param(
             True,
@@ -108,6 +117,8 @@ with DAG(
         start="{{ params.start or '' }}",
         end="{{ params.end or '' }}",
         format="{{ params.format }}",
+        crypter_method="{{ 'aes256-ctr' if params.crypter_key_conn_id else 'plaintext' }}",
+        crypter_key_conn_id="{{ params.crypter_key_conn_id or '' }}",
         checksum="{{ params.checksum }}",
         online="{{ params.online }}",
         ratelimit="{{ params.ratelimit }}",

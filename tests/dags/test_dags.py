@@ -135,15 +135,18 @@ def test_scheduled_backup_and_restore_of_it(
     dags: dict[str, DAG], monkeypatch: pytest.MonkeyPatch, v1: ThreadedCluster, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AIRFLOW_VAR_TIKV_BACKUP_STORAGE", str(tmp_path))
-    run = Run(dags["tikv_backup_scheduled"])
+    monkeypatch.setenv("AIRFLOW_CONN_BACKUP_KEY", json.dumps({"conn_type": "generic", "password": AES256_KEY}))
+    run = Run(dags["tikv_backup_scheduled"], crypter_key_conn_id="backup_key", gcttl="24h")
     assert run.states == {"backup": "success", "verify": "success"}
     assert run.result("backup")["total_kv"] == 300
+    assert run.rendered("backup")["crypter_method"] == "aes256-ctr"
+    assert AES256_KEY not in str(run.rendered("backup"))
     assert run.result("verify")["matches"] is True
 
     before = v1.pairs()
     v1.put([(before[7].key, b"spoilt")])
     (folder,) = tmp_path.iterdir()
-    run = Run(dags["tikv_restore"], storage=str(folder))
+    run = Run(dags["tikv_restore"], storage=str(folder), crypter_key_conn_id="backup_key")
     assert run.states == {"restore": "success"}
     assert run.result("restore")["verified"] is True
     assert v1.pairs() == before
