@@ -14,25 +14,35 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from azure.core import MatchConditions
-from azure.core.credentials import AzureSasCredential
-from azure.core.exceptions import AzureError, HttpResponseError
-from azure.storage.blob import ContainerClient, CustomerProvidedEncryptionKey, ExponentialRetry, StandardBlobTier
-
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.storage.azure_credentials import resolve
-from airflow_provider_tikvbr.storage.azure_errors import (
-    already_there,
-    code_of,
-    is_missing,
-    is_refused,
-    map_error,
-    no_container,
-    not_met,
-)
 from airflow_provider_tikvbr.storage.azure_location import TIERS, AzureCredentials, AzureLocation
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
+from airflow_provider_tikvbr.storage.parameters import refused
+
+try:
+    from azure.core import MatchConditions
+    from azure.core.credentials import AzureSasCredential
+    from azure.core.exceptions import AzureError, HttpResponseError
+    from azure.storage.blob import ContainerClient, CustomerProvidedEncryptionKey, ExponentialRetry, StandardBlobTier
+
+    from airflow_provider_tikvbr.storage.azure_credentials import resolve
+    from airflow_provider_tikvbr.storage.azure_errors import (
+        already_there,
+        code_of,
+        is_missing,
+        is_refused,
+        map_error,
+        no_container,
+        not_met,
+    )
+except ModuleNotFoundError as missing:
+    if not (missing.name or "").startswith("azure"):
+        raise
+    raise refused(
+        "storage azure:// needs the libraries azure-storage-blob and azure-identity:"
+        " pip install 'airflow-provider-tikvbr[azure]'"
+    ) from None
 
 T = TypeVar("T")
 

@@ -37,6 +37,9 @@ _BUSY = frozenset(
 )
 _CONDITION = frozenset({"ConditionNotMet", "TargetConditionNotMet"})
 _REFUSED = frozenset({"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"})
+# Not implemented, and a version of HTTP that is not spoken.
+_NEVER = (501, 505)
+_NAMES = frozenset({"InvalidResourceName", "OutOfRangeInput"})
 _KEYS = frozenset(
     {
         "BlobUsesCustomerSpecifiedEncryption",
@@ -120,7 +123,7 @@ def map_error(error: Exception, location: AzureLocation, service: str, doing: st
 def _answer(error: HttpResponseError, location: AzureLocation, what: str, service: str, name: str) -> TikvBrError:
     code, status = code_of(error), status_of(error)
     url = location.display_url
-    if code in _BUSY or status in (408, 429) or status >= 500:
+    if code in _BUSY or status in (408, 429) or (status >= 500 and status not in _NEVER):
         return StorageUnavailableError(f"{what}: {service} asks to try later ({code or status})", url=url, code=code)
     if code in _NO_CONTAINER:
         return StorageNotFoundError(
@@ -131,6 +134,11 @@ def _answer(error: HttpResponseError, location: AzureLocation, what: str, servic
     if status == 404:
         return StorageNotFoundError(
             f"{url}/{name} does not exist" if name else f"{url} does not exist", url=url, code=code
+        )
+    if code in _NAMES:
+        return InvalidOptionError(
+            f"{what}: {location.container} cannot be the name of a container: correct the storage URL",
+            parameter="storage",
         )
     if code in _KEYS:
         return StorageError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -171,6 +173,8 @@ async def test_a_wrong_key(azurite_server: Azurite, container: str) -> None:
         (429, "TooManyRequests", StorageUnavailableError, "asks to try later (TooManyRequests)"),
         (409, "BlobArchived", StorageError, "it is in the archive tier"),
         (409, "BlobUsesCustomerSpecifiedEncryption", StorageError, "encrypted with another key"),
+        (501, "FeatureNotSupported", StorageError, "answers FeatureNotSupported (501)"),
+        (400, "OutOfRangeInput", InvalidOptionError, "backups cannot be the name of a container"),
         (400, "InvalidHeaderValue", StorageError, "answers InvalidHeaderValue (400)"),
     ],
 )
@@ -278,3 +282,15 @@ async def test_scope_and_customer_key_go_with_every_file(
 def test_a_customer_key_is_not_kept_from_the_stores(script: Script) -> None:
     with pytest.raises(InvalidOptionError, match="encryption-key has to be sent to the stores"):
         open_storage(f"azure://b/p?account-name=acct&encryption-key={CUSTOMER_KEY}", send_credentials=False)
+
+
+@pytest.mark.parametrize("library", ["azure.storage.blob", "azure.identity"])
+def test_without_the_library(library: str) -> None:
+    program = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from airflow_provider_tikvbr.storage.factory import open_storage\n"
+        "open_storage('azure://backups/p?account-name=acct')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "InvalidOptionError: storage azure:// needs the libraries" in done.stderr
+    assert "pip install 'airflow-provider-tikvbr[azure]'" in done.stderr
