@@ -16,6 +16,7 @@ The rules are those of tikv-br (``pkg/storage/parse.go``): ``+`` stands for itse
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -42,7 +43,7 @@ class NoopLocation:
 Location = LocalLocation | S3Location | GcsLocation | AzureLocation | HdfsLocation | NoopLocation
 
 # The parameters that each kind of bucket takes, by each of its schemes, and who reads them.
-_BUCKETS = {
+_BUCKETS: Mapping[str, tuple[frozenset[str], Callable[[str, str, Mapping[str, str]], Location]]] = {
     "s3": (S3_PARAMETERS, s3_location),
     "gcs": (GCS_PARAMETERS, gcs_location),
     "gs": (GCS_PARAMETERS, gcs_location),

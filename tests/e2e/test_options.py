@@ -101,7 +101,7 @@ def last_ttl(seen: Seen) -> int:
 
 def age_s(seen: Seen) -> int:
     """How long before the backup's first question for the time its safepoint lies, in tens of seconds."""
-    ts = seen.of(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT)[0].safe_point >> 18
+    ts = int(seen.of(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT)[0].safe_point) >> 18
     return round((seen.started * 1000 - ts) / 10_000)
 
 
@@ -235,7 +235,11 @@ ROWS = [
 # Values that look alike would cancel each other out in a checksum.
 PAIRS = [(UserKey(b"k/%03d" % at), random.Random(at).randbytes(20)) for at in range(400)]
 BORDERS = [UserKey(b"k/100"), UserKey(b"k/200"), UserKey(b"k/300")]
-FAILS = {"backup": methods.BACKUP, "restore": methods.IMPORT_DOWNLOAD, "checksum": methods.KV_RAW_CHECKSUM}
+FAILS: Mapping[str, methods.Method[Any, Any]] = {
+    "backup": methods.BACKUP,
+    "restore": methods.IMPORT_DOWNLOAD,
+    "checksum": methods.KV_RAW_CHECKSUM,
+}
 
 
 class World:
@@ -255,7 +259,11 @@ class World:
         for name, data in files.items():
             (folder / name).write_bytes(data)
         self.values = {f"<{name}>": str(folder / name) for name in files}
-        backups = {"plain": {}, "encrypted": {**AES, "crypter_key": KEY}, "part": {"end": b"k/200".hex()}}
+        backups: dict[str, dict[str, Any]] = {
+            "plain": {},
+            "encrypted": {**AES, "crypter_key": KEY},
+            "part": {"end": b"k/200".hex()},
+        }
         for name, options in backups.items():
             self._back_up(self.cluster("v1"), f"local://{folder / name}", options)
         self._back_up(self.cluster("v2"), f"local://{folder / 'v2 backup'}", {})
@@ -271,13 +279,14 @@ class World:
         if kind in self._clusters:
             return self._clusters[kind]
         version = ApiVersion.V2 if kind in ("v2", "keyspace") else ApiVersion.V1
-        settings: dict[str, Any] = {
+        special: dict[str, dict[str, Any]] = {
             "tls": {"tls": self.tls},
             "mutual": {"tls": self.mutual},
             "keyspace": {"keyspaces": {"tenant": 5}},
             "mapped": {"domain": "tikv.example"},
             "fresh": {"stores": 1},
-        }.get(kind, {})
+        }
+        settings = special.get(kind, {})
         self._runs += 1
         data_dir = self.folder / f"{kind}-{self._runs}"
         if kind != "fresh":

@@ -175,7 +175,7 @@ async def test_requests_carry_what_tikv_br_sent(name: str, sent: Sent, tmp_path:
         for r in of(recorded, methods.PD_UPDATE_SERVICE_GC_SAFE_POINT)
     ]
     # Both let the service safepoint run out; ours says once more at the end how long.
-    theirs = {p.TTL for p in their_points}
-    assert {max(p.TTL for p in ours_points)} == theirs if theirs else not ours_points
-    assert all(max(theirs) - 60 < p.TTL for p in ours_points)
+    ttls = {p.TTL for p in their_points}
+    assert {max(p.TTL for p in ours_points)} == ttls if ttls else not ours_points
+    assert all(max(ttls) - 60 < p.TTL for p in ours_points)
     assert bool(of(sent, methods.PD_SCATTER_REGION)) == bool(of(recorded, methods.PD_SCATTER_REGION))

@@ -155,7 +155,7 @@ def by_engine(job: str, pd: str, storage: str, options: dict[str, Any], seen: Se
     storage = with_parameters(storage, options)
     take = options.pop
     tls = TlsOptions.load(ca=take("ca", None), cert=take("cert", None), key=take("key", None))
-    keepalive = {}
+    keepalive: dict[str, Any] = {}
     for name, field_name in (("time", "keepalive_time_s"), ("timeout", "keepalive_timeout_s")):
         if f"grpc_keepalive_{name}" in options:
             keepalive[field_name] = parse_duration(take(f"grpc_keepalive_{name}"), parameter=name)
