@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
 from tests.support.azurite import Azurite, azurite
+from tests.support.gcs import GcsServer, gcs_emulator
 from tests.support.hdfs import Hadoop, install
 
 ACCESS, SECRET = "AKIAEXAMPLEEXAMPLE", "s3cr3t/Key+With=Signs"
@@ -68,11 +69,27 @@ def hadoop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hadoop:
     return found
 
 
-@pytest.fixture(params=["local", "s3", "azure", "hdfs"])
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsServer]:
+    with gcs_emulator() as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: GcsServer, request: pytest.FixtureRequest) -> str:
+    name = f"bucket-{abs(hash(request.node.nodeid))}"
+    gcs_server.make_bucket(name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3", "gcs", "azure", "hdfs"])
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
     """An empty place of each kind that keeps what it is given."""
+    no_credentials = request.param == "gcs"
     if request.param == "local":
         url = str(tmp_path)
+    elif request.param == "gcs":
+        url = request.getfixturevalue("gcs_server").url(request.getfixturevalue("gcs_bucket"))
     elif request.param == "azure":
         url = request.getfixturevalue("azurite_server").url(request.getfixturevalue("container"))
         async with open_storage(url) as made:
@@ -85,5 +102,5 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     else:
         server: S3Server = request.getfixturevalue("s3_server")
         url = server.url(request.getfixturevalue("bucket"))
-    async with open_storage(url) as opened:
+    async with open_storage(url, no_credentials=no_credentials) as opened:
         yield opened

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -29,21 +28,13 @@ from airflow_provider_tikvbr.storage.factory import open_storage, storage_of_bac
 from airflow_provider_tikvbr.storage.gcs_location import GcsCredentials
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
 from tests.rawbr.jobs import cluster, make_pairs
-from tests.support.gcs import Answer, GcsServer, Script, gcs_emulator, refusal, scripted, service_account
+from tests.support.gcs import Answer, GcsServer, Script, refusal, scripted, service_account
 from tests.support.target import held, target
 
 
-@pytest.fixture(scope="module")
-def gcs_server() -> Iterator[GcsServer]:
-    with gcs_emulator() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(gcs_server: GcsServer, request: pytest.FixtureRequest) -> str:
-    name = f"bucket-{abs(hash(request.node.nodeid))}"
-    gcs_server.make_bucket(name)
-    return name
+def bucket(gcs_bucket: str) -> str:
+    return gcs_bucket
 
 
 @pytest.fixture
@@ -164,37 +155,11 @@ async def _pairs(embedded: EmbeddedCluster) -> list[tuple[bytes, bytes]]:
     return await held(embedded)
 
 
-# --- the contract of all storages, where the others have it in test_contract.py ---
-
-
-async def test_of_many_creators_one_wins(gcs_server: GcsServer, bucket: str) -> None:
-    async with open_storage(gcs_server.url(bucket), no_credentials=True) as storage:
-        won = await asyncio.gather(*(storage.create("backup.lock", b"%d" % n) for n in range(8)))
-        assert won.count(True) == 1
-        assert await storage.read("backup.lock") == b"%d" % won.index(True)
-        assert not await storage.create("backup.lock", b"late")
-
-
 async def test_the_condition_goes_with_the_upload(script: Script) -> None:
     script.answers = {"GET": [refusal(404)], "POST": [refusal(412, "conditionNotMet")]}
     async with at(script) as storage:
         assert not await storage.create("backup.lock", b"x")
     assert "ifGenerationMatch=0" in script.requests[-1][1]
-
-
-async def test_delete_close_and_use_again(gcs_server: GcsServer, bucket: str) -> None:
-    async with open_storage(gcs_server.url(bucket), no_credentials=True) as storage:
-        await storage.prepare()
-        await storage.write("a", b"a")
-        await storage.close()
-        await storage.close()
-        await storage.delete("a")
-        await storage.delete("a")
-        assert [info async for info in storage.list()] == []
-        with pytest.raises(StorageNotFoundError, match=r"monday/a does not exist$"):
-            await storage.read("a")
-        with pytest.raises(StorageError, match="is not the name of a file inside a backup"):
-            await storage.read("../a")
 
 
 # --- answers that the emulator does not give ---
