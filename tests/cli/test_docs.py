@@ -136,8 +136,9 @@ def test_no_flag_is_documented_that_does_not_exist(name: str) -> None:
 def test_what_help_does_not_show_is_marked(name: str) -> None:
     options = {s: o for path, there in COMMANDS.items() if there == name for o in flags(path) for s in o.opts}
     for line in page(name).splitlines():
-        if line.startswith(("| `--", "| `-")) and len(line.split(" | ")) == 5:
-            first, _, _, hidden, _ = [cell.strip("| ") for cell in line.split("|")[1:6]]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `-") and len(cells) == 5:
+            first, _, _, hidden, _ = cells
             for spelling in re.findall(r"`([^`]+)`", first):
                 assert (hidden == "yes") == options[spelling].hidden, spelling
 
