@@ -148,7 +148,7 @@ def _answer(error: HttpResponseError, location: AzureLocation, what: str, servic
         )
     if code == "BlobArchived":
         return StorageError(
-            f"{what}: it is in the archive tier: bring it back to hot, cool or cold first", url=url, code=code
+            f"{what}: it is in the archive tier: bring it back to hot or cool first", url=url, code=code
         )
     if is_refused(error):
         return AuthenticationError(

@@ -26,7 +26,7 @@ AZURE_PARAMETERS = frozenset(
 
 _KEY_BYTES = 32
 # Stores know these in this spelling only, and take any other word for none (TiKV, components/cloud/azure/src/azblob.rs).
-TIERS = ("Hot", "Cool", "Cold", "Archive")
+TIERS = ("Hot", "Cool", "Archive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,6 +161,8 @@ async def test_a_store_uses_what_it_is_told_or_its_own(monkeypatch: pytest.Monke
         ("azure://b/p?account-name=acct&sas-token=secret", "sas-token has no signature"),
         ("azure://b/p?account-name=acct&sas-token=sv=1&sig=secret", "no parameter 'sig'"),
         ("azure://b/p?access-tier=lukewarm", "access-tier is 'Lukewarm': give one of Hot, Cool"),
+        # Azure has it, but TiKV would write to the account's default tier without a word.
+        ("azure://b/p?access-tier=cold", "access-tier is 'Cold'"),
         ("azure://b/p?encryption-key=c2VjcmV0", "encryption-key is not a key of 256 bits"),
         ("azure://b/p?encryption-scope=s&access-tier=hot", "a storage URL takes one"),
         (f"azure://b/p?endpoint=http://h&encryption-key={base64.b64encode(bytes(32)).decode()}", "over TLS only"),
