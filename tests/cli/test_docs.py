@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 from airflow.models import Connection
+from packaging.version import Version
 
 from airflow_provider_tikvbr.cli.flags import GoBool, canonical
 from airflow_provider_tikvbr.cli.main import main, tikvbr
@@ -22,11 +23,13 @@ from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.hooks.tikv import EXTRA_FIELDS, TiKVHook
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
+from airflow_provider_tikvbr.rawbr import gates, gates_storage
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
-from airflow_provider_tikvbr.storage.azure_location import AZURE_PARAMETERS
-from airflow_provider_tikvbr.storage.gcs_location import GCS_PARAMETERS
-from airflow_provider_tikvbr.storage.s3_location import S3_PARAMETERS
+from airflow_provider_tikvbr.storage.azure_location import AZURE_PARAMETERS, TIERS
+from airflow_provider_tikvbr.storage.gcs_location import GCS_PARAMETERS, PREDEFINED_ACLS, STORAGE_CLASSES
+from airflow_provider_tikvbr.storage.s3_location import S3_PARAMETERS, VIRTUAL_HOST_PROVIDERS
 from airflow_provider_tikvbr.storage.url import parse_url
+from airflow_provider_tikvbr.tikv import versions
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -204,6 +207,23 @@ def test_every_parameter_of_a_storage_url_is_documented(kind: str, parameters: f
     assert set(rows(chapter(page("docs/storage.md"), kind))) == set(parameters)
     text = chapter(page(TIKV_BR), "Parameters of storage URLs")
     assert [name for name in sorted(parameters) if f"`{name}`" not in text] == []
+
+
+def test_every_word_that_a_storage_parameter_may_be_is_documented() -> None:
+    text = page("docs/storage.md")
+    for word in (*STORAGE_CLASSES, *PREDEFINED_ACLS, *TIERS, *VIRTUAL_HOST_PROVIDERS):
+        assert f"`{word}`" in text, word
+
+
+def test_every_version_that_something_needs_is_documented() -> None:
+    cells = [
+        line.split("|")[1] for line in chapter(page("docs/operations.md"), "What is needed").splitlines() if "|" in line
+    ]
+    told = set(re.findall(r"\d+\.\d+\.\d+", " ".join(cells)))
+    needed = {
+        str(v) for module in (gates, gates_storage, versions) for v in vars(module).values() if isinstance(v, Version)
+    }
+    assert told == needed
 
 
 @pytest.mark.parametrize("path", PAGES, ids=of)
