@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,12 @@ class Run:
     """One run of a DAG, when it is over."""
 
     def __init__(self, dag: DAG, **params: Any) -> None:
-        self._run = dag.test(run_conf=params)
+        # A run in this process leaves its own parameters in the DAG, and the next one would find them.
+        before = copy.deepcopy(dag.params)
+        try:
+            self._run = dag.test(run_conf=params)
+        finally:
+            dag.params = before
         self._tasks = {ti.task_id: ti for ti in self._run.get_task_instances()}
 
     @property
