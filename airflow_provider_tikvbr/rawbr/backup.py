@@ -72,10 +72,11 @@ async def backup(
     """
     started = time.monotonic()
     dst = destination(cluster, options)
-    check_can_write(cluster, storage.backend())
+    # In a thread: whoever gives out credentials may have to be asked for them.
+    check_can_write(cluster, await asyncio.to_thread(storage.backend))
     await storage.prepare()
     # Once more: now it is known too what the place asks for, such as an object lock.
-    check_can_write(cluster, storage.backend())
+    check_can_write(cluster, await asyncio.to_thread(storage.backend))
     # GC is held until the job is over, so that what is left of gcttl is left for whoever comes next.
     async with contextlib.AsyncExitStack() as until_the_end:
         async with BackupLock.acquire(storage, owner=options.owner) as lock:

@@ -6,6 +6,7 @@ ingest, and takes back whatever it changed on the cluster meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
@@ -69,7 +70,8 @@ async def restore(
     if options.checksum:
         check_can_checksum(cluster)
     check_can_encrypt(cluster, options.cipher)
-    check_can_read(cluster, storage.backend())
+    # In a thread: whoever gives out credentials may have to be asked for them.
+    check_can_read(cluster, await asyncio.to_thread(storage.backend))
     meta = await read_meta(storage, options.cipher)
     plan = make_plan(meta, cluster.codec, options.keys)
     await check_files(storage, [planned.file for planned in plan.files])

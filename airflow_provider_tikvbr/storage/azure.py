@@ -6,12 +6,10 @@ its texts may quote URLs and signatures.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
@@ -19,6 +17,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.azure_location import TIERS, AzureCredentials, AzureLocation
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.parameters import refused
+from airflow_provider_tikvbr.storage.threads import StorageThreads
 
 try:
     from azure.core import MatchConditions
@@ -46,7 +45,6 @@ except ModuleNotFoundError as missing:
 
 T = TypeVar("T")
 
-THREADS = 8
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 # The library's own tries for one call, with its own back-off: a few seconds until a wrong endpoint is reported.
@@ -93,11 +91,12 @@ class AzureStorage(Storage):
         self._send_credentials = send_credentials
         self._environment_first = environment_first
         self._no_credentials = no_credentials
+        self._threads = StorageThreads(name="tikvbr-azure")
+        # For these threads alone: who holds it may be waiting for credentials, and the event loop must not.
         self._lock = threading.RLock()
-        # All are made on first use: a storage may be made in one process and used in a fork of it.
+        # Made on first use: a storage may be made in one process and used in a fork of it.
         self._resolved: AzureCredentials | None = None
         self._client: ContainerClient | None = None
-        self._threads: ThreadPoolExecutor | None = None
 
     @classmethod
     def of_message(cls, told: brpb_pb2.AzureBlobStorage) -> AzureStorage:
@@ -233,10 +232,7 @@ class AzureStorage(Storage):
             return found.by_page()
 
         pages = await self._call("list", prefix, start)
-        while True:
-            page = await self._call("list", prefix, lambda _: [*next(pages, ())])
-            if not page:
-                return
+        while (page := await self._call("list", prefix, lambda _: _next_page(pages))) is not None:
             for blob in page:
                 name = blob.name[len(base) :]
                 folder = (blob.metadata or {}).get("hdi_isfolder", "") == "true"
@@ -245,12 +241,9 @@ class AzureStorage(Storage):
 
     async def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            client, self._client = self._client, None
-            threads, self._threads = self._threads, None
-            resolved, self._resolved = self._resolved, None
-        if threads is not None:
-            threads.shutdown(wait=False)
+        self._threads.close()
+        client, self._client = self._client, None
+        resolved, self._resolved = self._resolved, None
         if client is not None:
             client.close()
         if resolved is not None and resolved.token is not None and not (self._given and self._given.token):
@@ -259,11 +252,7 @@ class AzureStorage(Storage):
     # --- the library ---
 
     async def _call(self, doing: str, name: str, call: Callable[[ContainerClient], T]) -> T:
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tikvbr-azure")
-            threads = self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self._run, doing, name, call)
+        return await self._threads.run(self._run, doing, name, call)
 
     def _run(self, doing: str, name: str, call: Callable[[ContainerClient], T]) -> T:
         try:
@@ -339,3 +328,9 @@ class AzureStorage(Storage):
 
     def _put(self, client: ContainerClient, name: str, data: bytes, *, overwrite: bool) -> None:
         client.upload_blob(self.location.object_key(name), data, overwrite=overwrite, **self._attributes())
+
+
+def _next_page(pages: Any) -> list[Any] | None:
+    """The blobs of the next page; None after the last one, for a page in the middle may be empty."""
+    page = next(pages, None)
+    return None if page is None else [*page]

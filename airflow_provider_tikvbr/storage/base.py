@@ -44,7 +44,7 @@ class Storage(ABC):
 
     @abstractmethod
     def backend(self) -> brpb_pb2.StorageBackend:
-        """What a store is told. May hold credentials: never log it."""
+        """What a store is told. May hold credentials: never log it. May ask for them first: not for the event loop."""
 
     @abstractmethod
     async def prepare(self) -> None:

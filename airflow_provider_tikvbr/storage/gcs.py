@@ -6,13 +6,11 @@ its texts may quote URLs and tokens.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +19,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.gcs_location import GcsCredentials, GcsLocation, gcs_location
 from airflow_provider_tikvbr.storage.parameters import refused
+from airflow_provider_tikvbr.storage.threads import StorageThreads
 
 try:
     with warnings.catch_warnings():
@@ -43,7 +42,6 @@ except ModuleNotFoundError as missing:
 
 T = TypeVar("T")
 
-THREADS = 8
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 # One call is tried for this long: a wrong endpoint is reported soon, and whoever calls has its own back-off.
@@ -83,10 +81,11 @@ class GcsStorage(Storage):
         self._send_credentials = send_credentials
         self._environment_first = environment_first
         self._no_credentials = no_credentials
+        self._threads = StorageThreads(name="tikvbr-gcs")
+        # For these threads alone: who holds it may be waiting for credentials, and the event loop must not.
         self._lock = threading.Lock()
-        # Both are made on first use: a storage may be made in one process and used in a fork of it.
+        # Made on first use: a storage may be made in one process and used in a fork of it.
         self._opened: _Opened | None = None
-        self._threads: ThreadPoolExecutor | None = None
 
     @classmethod
     def of_message(cls, told: brpb_pb2.GCS) -> GcsStorage:
@@ -216,22 +215,15 @@ class GcsStorage(Storage):
 
     async def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=False)
+        self._threads.close()
+        opened, self._opened = self._opened, None
         if opened is not None:
             opened.session.close()
 
     # --- google-cloud-storage ---
 
     async def _call(self, doing: str, name: str, call: Callable[[_Opened], T]) -> T:
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tikvbr-gcs")
-            threads = self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self._run, doing, name, call)
+        return await self._threads.run(self._run, doing, name, call)
 
     def _run(self, doing: str, name: str, call: Callable[[_Opened], T]) -> T:
         try:

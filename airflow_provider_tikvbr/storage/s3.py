@@ -6,13 +6,11 @@ its texts may quote URLs and keys.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import smart_open.s3
@@ -30,10 +28,10 @@ from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage, check_name
 from airflow_provider_tikvbr.storage.s3_errors import is_busy, is_missing, map_error, status_of
 from airflow_provider_tikvbr.storage.s3_identity import S3Identity
 from airflow_provider_tikvbr.storage.s3_location import DEFAULT_REGION, S3Credentials, S3Location
+from airflow_provider_tikvbr.storage.threads import THREADS, StorageThreads
 
 T = TypeVar("T")
 
-THREADS = 8
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 # botocore's own tries for one call, with its own back-off: a few seconds until a wrong endpoint is reported.
@@ -72,10 +70,11 @@ class S3Storage(Storage):
         )
         self._object_lock = location.object_lock
         self._send_credentials = send_credentials
+        self._threads = StorageThreads(name="tikvbr-s3")
+        # For these threads alone: who holds it may be waiting for credentials, and the event loop must not.
         self._lock = threading.Lock()
-        # Both are made on first use: a storage may be made in one process and used in a fork of it.
+        # Made on first use: a storage may be made in one process and used in a fork of it.
         self._client: Any = None
-        self._threads: ThreadPoolExecutor | None = None
 
     @classmethod
     def of_message(cls, told: brpb_pb2.S3) -> S3Storage:
@@ -234,22 +233,15 @@ class S3Storage(Storage):
 
     async def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            client, self._client = self._client, None
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=False)
+        self._threads.close()
+        client, self._client = self._client, None
         if client is not None:
             client.close()
 
     # --- boto3 ---
 
     async def _call(self, doing: str, name: str, call: Callable[[Any], T]) -> T:
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tikvbr-s3")
-            threads = self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self._run, doing, name, call)
+        return await self._threads.run(self._run, doing, name, call)
 
     def _run(self, doing: str, name: str, call: Callable[[Any], T]) -> T:
         try:
@@ -308,7 +300,7 @@ class S3Storage(Storage):
                 answer = client.get_object_lock_configuration(Bucket=self.location.bucket)
             except ClientError as error:
                 # Other services do not know the question, and not everybody may ask it: then the URL has to tell.
-                if is_busy(error) and status_of(error) not in (500, 501):
+                if is_busy(error) and status_of(error) != 500:
                     raise
                 answer = {}
             found = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled")

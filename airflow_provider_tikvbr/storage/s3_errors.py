@@ -68,6 +68,8 @@ _BUSY = frozenset(
         "TooManyRequests",
     }
 )
+# Not implemented, and a version of HTTP that is not spoken.
+_NEVER = (501, 505)
 _ELSEWHERE = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
@@ -81,7 +83,7 @@ def status_of(error: ClientError) -> int:
 def is_busy(error: ClientError) -> bool:
     """Whether the same request may succeed later."""
     status = status_of(error)
-    return _code_of(error) in _BUSY or status in (408, 429) or status >= 500
+    return _code_of(error) in _BUSY or status in (408, 429) or (status >= 500 and status not in _NEVER)
 
 
 def is_missing(error: ClientError) -> bool:

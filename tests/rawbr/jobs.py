@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastcrc import crc64
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2
 from airflow_provider_tikvbr.rawbr.events import Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.summary import Checksum
+from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 from tests.support.target import target
@@ -23,6 +25,15 @@ from tests.support.waiting import until
 
 Pair = tuple[UserKey, bytes]
 COUNT = 400
+
+
+class SlowToTell(LocalStorage):
+    """A directory that may not be asked in the event loop what to tell the stores, like a cloud's credentials."""
+
+    def backend(self) -> brpb_pb2.StorageBackend:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return super().backend()
 
 
 def key(number: int) -> UserKey:

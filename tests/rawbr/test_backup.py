@@ -39,7 +39,7 @@ from airflow_provider_tikvbr.storage.sst import SstReader
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
-from tests.rawbr.jobs import Events, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
+from tests.rawbr.jobs import Events, SlowToTell, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
 
 V1, V1TTL, V2 = ApiVersion
 SST_MAGIC = (0x88E241B785F4CFF7).to_bytes(8, "little")
@@ -98,6 +98,12 @@ def undisturbed(embedded: EmbeddedCluster, left: BackupSummary | None = None) ->
         and not pd.schedulers.paused()
         and not pd.config.ttl_values(after_s=1)
     )
+
+
+async def test_credentials_are_not_looked_for_in_the_event_loop(tmp_path: Path) -> None:
+    storage = SlowToTell(path=tmp_path / "place")
+    async with cluster(tmp_path, stores=1) as (_, client):
+        assert (await backup(client, storage, backup_options(), Events())).total_kv > 0
 
 
 @pytest.mark.parametrize("version", [V1, V1TTL, V2])

@@ -29,6 +29,7 @@ from airflow_provider_tikvbr.rawbr.summary import RestoreSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, UserKey
+from tests.rawbr.jobs import SlowToTell
 from tests.support.golden import AES256_KEY, Golden
 from tests.support.target import expected, held, is_as_before, target, warnings_in
 
@@ -48,6 +49,12 @@ def keys(start: bytes, end: bytes) -> KeyRange[UserKey]:
 
 
 # --- the data ---
+
+
+async def test_credentials_are_not_looked_for_in_the_event_loop(tmp_path: Path) -> None:
+    async with target(tmp_path, ApiVersion.V1, stores=1) as (_, cluster):
+        summary = await restore(cluster, SlowToTell(path=V1_FULL.path), restore_options())
+    assert summary.total_kv > 0
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,20 @@ async def test_long_lists_come_in_pages(
         assert [info.name async for info in storage.list()] == [f"{number}.sst" for number in range(5)]
 
 
+async def test_an_empty_page_is_not_the_last_one(script: Script) -> None:
+    def page(blobs: str, marker: str) -> Answer:
+        body = f"<EnumerationResults ServiceEndpoint='e' ContainerName='c'><Blobs>{blobs}</Blobs><NextMarker>{marker}</NextMarker></EnumerationResults>"
+        return Answer(200, body=body.encode(), headers={"Content-Type": "application/xml"})
+
+    blob = (
+        "<Blob><Name>p/{}</Name><Properties><Last-Modified>Mon, 23 Nov 2026 22:00:00 GMT</Last-Modified><Etag>e</Etag>"
+        "<Content-Length>3</Content-Length><BlobType>BlockBlob</BlobType></Properties></Blob>"
+    )
+    script.answers = {"GET": [page("", "1"), page(blob.format("a"), "2"), page("", "3"), page(blob.format("b"), "")]}
+    async with at(script) as storage:
+        assert [info async for info in storage.list()] == [ObjectInfo("a", 3), ObjectInfo("b", 3)]
+
+
 async def test_a_big_file(azurite_server: Azurite, container: str) -> None:
     # More than the library puts or gets in one request.
     data = bytes(range(256)) * 4096 * 70

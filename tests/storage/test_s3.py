@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from airflow_provider_tikvbr.exceptions import (
     AuthenticationError,
@@ -18,6 +22,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.storage import s3
 from airflow_provider_tikvbr.storage.base import ObjectInfo, Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
+from airflow_provider_tikvbr.storage.s3_identity import S3Identity
 from airflow_provider_tikvbr.storage.s3_location import S3Credentials, S3Location
 from tests.storage.conftest import ACCESS, SECRET, S3Server
 from tests.storage.scripted_s3 import Answer, Script, serving
@@ -167,6 +172,28 @@ async def test_the_environment_does_not_move_the_endpoint(s3_server: S3Server, m
     await storage.close()
 
 
+async def test_the_event_loop_goes_on_while_credentials_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def session(_self: S3Identity) -> Any:
+        asked.set()
+        waited.append(go_on.wait(10))
+        raise NoCredentialsError
+
+    monkeypatch.setattr(S3Identity, "session", session)
+    async with open_storage("s3://b/p") as storage:
+        first = asyncio.create_task(storage.exists("a"))
+        await asyncio.to_thread(asked.wait, 10)
+        second = asyncio.create_task(storage.exists("b"))
+        await asyncio.sleep(0)
+        await storage.close()
+        go_on.set()
+        results = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(result) for result in results] == [AuthenticationError] * 2
+    assert waited == [True, True]
+
+
 # --- a server that misbehaves ---
 
 
@@ -188,6 +215,7 @@ async def test_the_environment_does_not_move_the_endpoint(s3_server: S3Server, m
         (400, "TokenRefreshRequired", AuthenticationError, "refuses access (TokenRefreshRequired)"),
         (400, "RequestTimeout", StorageUnavailableError, "asks to try later (RequestTimeout)"),
         (400, "AuthorizationHeaderMalformed", StorageError, "is not in region us-east-1: give its region"),
+        (501, "NotImplemented", StorageError, "answers NotImplemented (501)"),
         (400, "EntityTooLarge", StorageError, "answers EntityTooLarge (400)"),
     ],
 )
