@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint types check proto bench clean
+.PHONY: help env demo test servers lint types check proto bench clean
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,23 @@ demo: $(STAMP) ## two embedded clusters, and a V1 -> V2 conversion by a real Air
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest
 
+# What the tests of storages run if it is there: Azurite (by npm) and Hadoop's own jars (by Maven).
+AZURITE := azurite@3.37.0
+HADOOP := $(foreach part,api runtime minicluster,org.apache.hadoop:hadoop-client-$(part):3.4.1) \
+	$(foreach part,api simple,org.slf4j:slf4j-$(part):1.7.36) commons-logging:commons-logging:1.2 ch.qos.reload4j:reload4j:1.2.25
+
+servers: .azurite/.installed .hadoop/.installed ## fetch Azurite and Hadoop, so that tests use them; needs npm, java and mvn
+
+.azurite/.installed: Makefile
+	@echo "== Azurite"
+	@npm install --silent --no-audit --no-fund --prefix .azurite $(AZURITE)
+	@touch $@
+
+.hadoop/.installed: Makefile
+	@echo "== Hadoop"
+	@for jar in $(HADOOP); do mvn -q -B dependency:copy -Dartifact=$$jar -DoutputDirectory=.hadoop || exit 1; done
+	@touch $@
+
 lint: $(STAMP) ## check style
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -46,4 +63,4 @@ bench: $(STAMP) ## time backup, checksum and restore of a million pairs
 	@$(BIN)/python bench/pipeline.py
 
 clean: ## remove the environment and what runs left behind
-	rm -rf $(VENV) .venv-proto .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .azurite .hadoop .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

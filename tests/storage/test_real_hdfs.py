@@ -40,7 +40,7 @@ def namenode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A name node and a data node; the address of the former."""
     java = shutil.which("java")
     if java is None or not any(JARS.glob("hadoop-client-minicluster-*.jar")):
-        pytest.skip("Hadoop is not installed: it needs java, and the jars of hadoop-client-minicluster in .hadoop")
+        pytest.skip("Hadoop is not installed: make servers, which needs java and mvn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -41,7 +41,7 @@ def azurite() -> Iterator[Azurite]:
     """Run one that keeps everything in memory."""
     program = str(_PROGRAM) if _PROGRAM.exists() else shutil.which("azurite-blob")
     if program is None or shutil.which("node") is None:
-        pytest.skip("Azurite is not installed: npm install --prefix .azurite azurite")
+        pytest.skip("Azurite is not installed: make servers")
     with tempfile.TemporaryDirectory(prefix="tikvbr-azurite-") as directory:
         said = Path(directory, "stdout")
         with said.open("wb") as out:
