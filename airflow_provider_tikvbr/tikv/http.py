@@ -50,11 +50,15 @@ class ClusterTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; httpx calls this."""
         self._renew(self._certificates.current())
+        used = self._tls
         try:
             return await self._send(request)
         except httpx.TransportError as err:
-            # Perhaps the server has new certificates, and so have we by now.
-            if not is_tls_failure(err) or not self._renew(self._certificates.current(look=True)):
+            if not is_tls_failure(err):
+                raise
+            # Perhaps the server has new certificates, and so have we by now; another request may have found them first.
+            self._renew(self._certificates.current(look=True))
+            if self._tls is used:
                 raise
         return await self._send(request)
 
@@ -87,15 +91,14 @@ class ClusterTransport(httpx.AsyncBaseTransport):
             found = self._pools[name] = httpx.AsyncHTTPTransport(verify=self._context, trust_env=False)
         return found
 
-    def _renew(self, tls: TlsOptions | None) -> bool:
+    def _renew(self, tls: TlsOptions | None) -> None:
         if tls is self._tls:
-            return False
+            return
         self._tls = tls
         self._context = self._new_context()
         # Requests under way end well where they are.
         self._retired.extend(self._pools.values())
         self._pools.clear()
-        return True
 
     def _new_context(self) -> ssl.SSLContext | bool:
         return ssl_context(self._tls) if self._tls is not None else False

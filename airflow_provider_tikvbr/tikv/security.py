@@ -53,7 +53,8 @@ def ssl_context(tls: TlsOptions) -> ssl.SSLContext:
     """A client context that trusts the given CA alone and shows our certificate if there is one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cadata=tls.ca.decode())
+    # The ssl module takes ASCII only, and what people write between the certificates need not be.
+    context.load_verify_locations(cadata=tls.ca.decode("ascii", "ignore"))
     if tls.cert is not None and tls.key is not None:
         # The ssl module reads key pairs from files only.
         handle, name = tempfile.mkstemp(prefix="tikvbr-", suffix=".pem")

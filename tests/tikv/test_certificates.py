@@ -21,6 +21,7 @@ from airflow_provider_tikvbr.tikv import certificates
 from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.channel import Connection
 from airflow_provider_tikvbr.tikv.cluster import Cluster
+from airflow_provider_tikvbr.tikv.http import http_client
 from airflow_provider_tikvbr.tikv.options import ClusterOptions, GrpcOptions, TlsOptions
 from tests.support.certs import Authority, KeyPair
 from tests.tikv.servers import serving
@@ -206,6 +207,21 @@ async def test_a_server_with_new_certificates_is_found_at_the_first_try(files: F
         files.write_all(other, other.issue("client"))
         assert (await connection.call(methods.KV_RAW_GET, REQUEST, timeout_s=10)).value == b"kk"
         await connection.close()
+
+
+async def test_every_request_under_way_gets_the_new_certificates(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_EVERY_S", 3600.0)
+    other = Authority("other")
+    async with (
+        EmbeddedCluster(data_dir=tmp_path / "data", tls=served(other)) as embedded,
+        http_client(files.load(), timeout_s=10) as client,
+    ):
+        files.write_all(other, other.issue("client"))
+        url = f"https://{embedded.pd_address}/pd/api/v1/config/cluster-version"
+        answers = await asyncio.gather(*(client.get(url) for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
 
 
 async def use(cluster: Cluster) -> None:

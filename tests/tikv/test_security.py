@@ -33,6 +33,12 @@ def test_context_trusts_the_ca_alone_and_leaves_no_key_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_may_say_whose_its_certificates_are(authority: Authority) -> None:
+    bundle = TlsOptions.load(ca="# Ausgestellt für Köln\n" + authority.ca.decode())
+    assert bundle is not None
+    assert len(ssl_context(bundle).get_ca_certs()) == 1
+
+
 async def test_plain_client_at_a_tls_port(authority: Authority, server_pair: KeyPair) -> None:
     for ca in (None, authority.ca):
         async with serving({}, tls=server_tls(server_pair, ca)) as address:
