@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -95,12 +95,17 @@ def _plain(message: Message, names: Any) -> dict[str, Any]:
     for name in names:
         field = message.DESCRIPTOR.fields_by_name[name]
         value = getattr(message, name)
-        if field.message_type is not None and not field.is_repeated:
+        if isinstance(value, Message):
             if message.HasField(name):
-                said[name] = _plain(value, [each.name for each in field.message_type.fields])
+                said[name] = _plain(value, [each.name for each in value.DESCRIPTOR.fields])
         elif value:
-            said[name] = [_value(field, each) for each in value] if field.is_repeated else _value(field, value)
+            said[name] = [_value(field, each) for each in value] if _is_repeated(value) else _value(field, value)
     return said
+
+
+def _is_repeated(value: Any) -> bool:
+    """Whether a field has a list of values: its descriptor tells so in another way in each version of the library."""
+    return isinstance(value, MutableSequence)
 
 
 def _value(field: Any, value: Any) -> Any:
@@ -123,7 +128,7 @@ def _fill(message: Message, said: Mapping[str, Any], place: str, *, hex_fields: 
         try:
             if field.message_type is None:
                 _set(message, field, value, in_hex=in_hex)
-            elif field.is_repeated:
+            elif _is_repeated(getattr(message, name)):
                 for at, each in enumerate(value):
                     below = hex_fields and name in ("files", "raw_ranges")
                     _fill(getattr(message, name).add(), each, f"{where}[{at}]", hex_fields=below)
@@ -140,7 +145,7 @@ def _set(message: Message, field: Any, value: Any, *, in_hex: bool) -> None:
             return text
         return bytes.fromhex(text) if in_hex else base64.b64decode(text, validate=True)
 
-    if field.is_repeated:
+    if _is_repeated(getattr(message, field.name)):
         getattr(message, field.name).extend(map(read, value))
     else:
         setattr(message, field.name, read(value))
@@ -162,7 +167,7 @@ def show_field(meta: brpb_pb2.BackupMeta, name: str) -> str:
         raise InvalidOptionError(f"field {name!r} is not known: give {known}", parameter="field")
     value = getattr(meta, field.name)
     if field.message_type is not None:
-        if field.is_repeated:
+        if _is_repeated(value):
             return f"[{' '.join(_compact(each) for each in value)}]"
         return _compact(value) if meta.HasField(field.name) else "<nil>"
     if field.enum_type is not None:
@@ -177,7 +182,7 @@ def _compact(message: Message) -> str:
     """A message as Go's library for Protocol Buffers prints it: each field as ``name:value`` and a blank."""
     parts: list[str] = []
     for field, value in message.ListFields():
-        for each in value if field.is_repeated else [value]:
+        for each in value if _is_repeated(value) else [value]:
             if field.message_type is not None:
                 parts.append(f"{field.name}:<{_compact(each)}> ")
             else:
