@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
 CONN_TYPE = "google_cloud_platform"
+# Where Google's provider is not installed, the form offers no connection of its type.
+_TYPES = (CONN_TYPE, "generic")
 
 # Airflow of old put this before every field.
 _PREFIX = f"extra__{CONN_TYPE}__"
@@ -38,7 +40,7 @@ def access(conn: Connection, conn_id: str) -> StorageAccess:
 
     :raises InvalidOptionError: it is of another type, or its credentials cannot be read.
     """
-    if conn.conn_type != CONN_TYPE:
+    if conn.conn_type and conn.conn_type not in _TYPES:
         raise _refused(conn_id, f"is of type {conn.conn_type!r}: name one of type {CONN_TYPE}")
     fields = _fields(conn)
     credentials = None

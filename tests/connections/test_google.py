@@ -91,7 +91,13 @@ def test_anonymous(define: Define) -> None:
     assert type(access.credentials.session).__name__ == "AnonymousCredentials"
 
 
-@pytest.mark.parametrize("conn_type", ["aws", "wasb", "generic"])
+@pytest.mark.parametrize("conn_type", ["generic", ""])
+def test_a_connection_made_where_its_type_is_not_offered(define: Define, conn_type: str) -> None:
+    define(conn_type, keyfile_dict=KEY)
+    assert json.loads(blob(storage_access("keys", URL))) == KEY
+
+
+@pytest.mark.parametrize("conn_type", ["aws", "wasb"])
 def test_another_type_is_refused(define: Define, conn_type: str) -> None:
     define(conn_type, keyfile_dict=KEY)
     with pytest.raises(InvalidOptionError, match=rf"is of type '{conn_type}': name one of type google_cloud") as found:
