@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ IDS = sorted(path.stem for path in DAGS.glob("*.py"))
 EACH = pytest.mark.parametrize("dag_id", IDS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def dags() -> dict[str, DAG]:
+    # New ones for each test: a run in this process leaves its own parameters in the tasks, and the next would find them.
     from airflow.dag_processing.dagbag import DagBag
 
     bag = DagBag(str(DAGS))
@@ -83,12 +83,7 @@ class Run:
     """One run of a DAG, when it is over."""
 
     def __init__(self, dag: DAG, **params: Any) -> None:
-        # A run in this process leaves its own parameters in the DAG, and the next one would find them.
-        before = copy.deepcopy(dag.params)
-        try:
-            self._run = dag.test(run_conf=params)
-        finally:
-            dag.params = before
+        self._run = dag.test(run_conf=params)
         self._tasks = {ti.task_id: ti for ti in self._run.get_task_instances()}
 
     @property
