@@ -12,6 +12,7 @@ tikv-br parses with pflag and cobra. Beyond what click does by itself, this mean
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,24 @@ class GoBool(BoolType):
 
 
 BOOL = GoBool()
+
+# What Go's strconv.ParseInt takes with base 0: "_" between digits or behind a prefix, and "0" alone for octal.
+_DIGITS = re.compile(r"(?:0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO]?(?:_?[0-7])+|0|[1-9](?:_?[0-9])*)")
+
+
+def parse_go_number(text: str) -> int | None:
+    """Read a whole number as Go spells it.
+
+    :param text: what was given; it may have a sign.
+    :return: None if it is none.
+    """
+    digits = text[1:] if text[:1] in {"+", "-"} else text
+    if not _DIGITS.fullmatch(digits):
+        return None
+    # Python wants the "o" of an octal number.
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567_"
+    value = int(f"0o{digits[1:]}" if octal else digits, 0)
+    return -value if text.startswith("-") else value
 
 
 def commands(root: click.Command) -> Iterator[click.Command]:

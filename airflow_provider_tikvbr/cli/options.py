@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from airflow_provider_tikvbr.cli.flags import BOOL
+from airflow_provider_tikvbr.cli.flags import BOOL, parse_go_number
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -60,6 +60,20 @@ def _with_unit(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def number(*spellings: str, **settings: Any) -> Decorator:
+    """One flag with a whole number, as Go reads them: ``0x80``, ``0o200`` and ``0200`` are 128."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        # A number that a script forgot to fill in must not come to mean the default: for --ratelimit that is no limit.
+        if not value and param.default:
+            raise click.UsageError(f"{param.opts[0]} is empty: give a whole number")
+        found = parse_go_number(value)
+        # What is no number is refused by the engine, in the same words wherever it was given.
+        return value if found is None else str(found)
+
+    return flag(*spellings, callback=read, **settings)
+
+
 class Ignored(click.Option):
     """A flag that does nothing: tikv-br takes it with this command as well, and ignores it too."""
 
@@ -97,7 +111,7 @@ cluster_flags = together(
     switch("--check-requirements", default=True, hidden=True, help="Refuse stores older than 5.0.0 and TiFlash."),
     duration("--grpc-keepalive-time", default="10s", hidden=True, help="Silence before a ping."),
     duration("--grpc-keepalive-timeout", default="3s", hidden=True, help="Wait for the answer to a ping."),
-    flag("--grpc-max-recv-msg-size", hidden=True, metavar="BYTES", help="Largest message to receive."),
+    number("--grpc-max-recv-msg-size", hidden=True, metavar="BYTES", help="Largest message to receive."),
 )  # fmt: skip
 
 
@@ -135,14 +149,14 @@ storage_flags = together(
 )  # fmt: skip
 
 job_flags = together(
-    flag("--ratelimit", default="0", metavar="N", help="Limit of each store, in MiB/s; 0 means none."),
-    flag("--ratelimit-unit", default="1048576", hidden=True, metavar="BYTES", help="Unit of --ratelimit."),
-    flag("--concurrency", default="0", hidden=True, metavar="N",
+    number("--ratelimit", default="0", metavar="N", help="Limit of each store, in MiB/s; 0 means none."),
+    number("--ratelimit-unit", default="1048576", hidden=True, metavar="BYTES", help="Unit of --ratelimit."),
+    number("--concurrency", default="0", hidden=True, metavar="N",
          help="Restore: files at a time, 0 means 512. Backup: passed to TiKV."),
     switch("--checksum", help="Compare backup and cluster at the end."),
-    flag("--checksum-concurrency", default="512", hidden=True, metavar="N", help="Regions counted at a time."),
+    number("--checksum-concurrency", default="512", hidden=True, metavar="N", help="Regions counted at a time."),
     duration("--switch-mode-interval", default="5m", hidden=True, help="How often import mode is asked for again."),
-    flag("--split-region-max-keys", default="1024", hidden=True, metavar="N", help="Keys of one split request."),
+    number("--split-region-max-keys", default="1024", hidden=True, metavar="N", help="Keys of one split request."),
 )  # fmt: skip
 
 log_flags = together(

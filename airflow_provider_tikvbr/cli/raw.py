@@ -10,7 +10,7 @@ import click
 
 from airflow_provider_tikvbr.cli import options as flags
 from airflow_provider_tikvbr.cli import settings
-from airflow_provider_tikvbr.cli.options import duration, flag, switch, together
+from airflow_provider_tikvbr.cli.options import duration, flag, number, switch, together
 from airflow_provider_tikvbr.exceptions import ChecksumMismatchError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     flags.range_flags,
     flag("--dst-api-version", metavar="v1|v1ttl|v2", help="API version of the backup; by default the cluster's."),
     flag("--compression", default="zstd", hidden=True, metavar="lz4|snappy|zstd", help="Compression of the files."),
-    flag("--compression-level", default="0", metavar="N", help="Level of the compression; 0 is its default."),
+    number("--compression-level", default="0", metavar="N", help="Level of the compression; 0 is its default."),
     duration("--gcttl", default="5m", help="V2: how long GC is held, counted from --gcttl-from."),
     flag("--gcttl-from", default="start", metavar="start|end", help="V2: whether --gcttl counts from the backup's"
          " start or its end."),
@@ -51,8 +51,8 @@ def backup_raw(ctx: click.Context, /, **typed: Any) -> None:
 @together(
     flags.range_flags,
     switch("--online", hidden=True, help="Leave the stores in normal mode and PD's balancing running."),
-    flag("--merge-region-size-bytes", hidden=True, metavar="N", help="Files are merged into regions up to this size."),
-    flag("--merge-region-key-count", hidden=True, metavar="N", help="Files are merged into regions up to so many"
+    number("--merge-region-size-bytes", hidden=True, metavar="N", help="Files are merged into regions up to this size."),
+    number("--merge-region-key-count", hidden=True, metavar="N", help="Files are merged into regions up to so many"
          " pairs."),
     flags.budget_flag,
     flags.global_flags,

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
-from airflow_provider_tikvbr.cli.flags import GoBool, canonical, commands
+from airflow_provider_tikvbr.cli.flags import GoBool, canonical, commands, parse_go_number
 from airflow_provider_tikvbr.cli.main import tikvbr
 
 
@@ -86,3 +88,18 @@ def test_false(text: str) -> None:
 def test_neither(text: str) -> None:
     with pytest.raises(click.BadParameter, match="neither true nor false"):
         GoBool().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("128", 128), ("0x80", 128), ("0200", 128), ("0o200", 128), ("0b1_0", 2), ("1_000", 1000), ("0", 0), ("-3", -3),
+     ("", None), ("1.5", None), ("08", None), ("1__0", None), ("ten", None), ("-", None)],
+)  # fmt: skip
+def test_whole_numbers_are_read_as_go_reads_them(text: str, value: int | None) -> None:
+    assert parse_go_number(text) == value
+
+
+def test_an_empty_number_does_not_mean_the_default(tmp_path: Path) -> None:
+    args = ["backup", "raw", "--pd=127.0.0.1:1", f"--storage={tmp_path}", "--ratelimit="]
+    with pytest.raises(click.UsageError, match="--ratelimit is empty: give a whole number"):
+        tikvbr.main(args, standalone_mode=False)
