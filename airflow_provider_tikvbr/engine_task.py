@@ -13,7 +13,7 @@ from airflow_provider_tikvbr.connections import find_connection, storage_access
 from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.masking import mask_hex, mask_pem, mask_url
+from airflow_provider_tikvbr.masking import mask_environment, mask_hex, mask_pem, mask_url
 from airflow_provider_tikvbr.rawbr.events import Listener
 from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_flag, parse_text
 from airflow_provider_tikvbr.storage.base import Storage
@@ -181,6 +181,7 @@ class EngineTask(Base):
         send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
         anonymous = parse_flag(self.no_credentials, parameter="no_credentials")
         credentials = None
+        mask_environment()
         if access := storage_access(self.storage_conn_id, url):
             if anonymous:
                 raise InvalidOptionError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -17,6 +19,14 @@ _SECRET_WORDS = (
 )
 # A parameter that names a file, but may be given what the file holds.
 _FILE_OR_JSON = "credentials"
+# Variables by which a worker's environment gives credentials to every task: the libraries of the clouds write what they
+# find there into their own debug logs.
+_VARIABLES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET"),
+)
+# The secret part of a shared access signature.
+_SIGNATURE = re.compile(r"(?:^|[?&])sig=([^&]+)")
 # Shorter lines of a key are its last one, which says little and may be anywhere in a log.
 _LEAST_LINE = 16
 
@@ -48,12 +58,30 @@ def mask_url(url: str) -> None:
         mask(secret)
 
 
+def mask_environment() -> None:
+    """Hide the credentials for storages that this process's environment holds."""
+    for name in _VARIABLES:
+        value = os.environ.get(name, "")
+        for secret in (value, *signatures(value)):
+            mask(secret)
+
+
+def signatures(sas: str) -> Iterator[str]:
+    """The secret part of a shared access signature of Azure, as its URL has it and as it is."""
+    for written in _SIGNATURE.findall(sas):
+        secret = unquote(written)
+        yield from {written, secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
+
+
 def secrets_of_url(url: str) -> Iterator[str]:
     """The secret values in a URL, as they stand there and decoded: its password, and parameters by their name."""
     path, _, query = url.partition("?")
     # Not by urlsplit, to which a slash ends the user part: secret keys of S3 have slashes.
     user, _, password = path.partition("://")[2].rpartition("@")[0].partition(":")
     written = [user, password] if password and "/" not in user else []
+    if not query:
+        # Somebody may have forgotten the question mark.
+        query = "&".join(re.split("[&;]", url)[1:])
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
         name = unquote(name).lower().replace("_", "-")
@@ -67,6 +95,8 @@ def secrets_of_url(url: str) -> Iterator[str]:
         # In a storage URL a plus stands for itself. The libraries below may write the secret in their own way again.
         secret = unquote(value)
         yield from {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)} - {value}
+        # Azure's library puts the parameters of a signature into an order of its own.
+        yield from signatures(secret)
 
 
 def _secrets_of_json(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.cli.embedded import demo, embedded
 from airflow_provider_tikvbr.cli.flags import canonical, spellings
 from airflow_provider_tikvbr.cli.raw import backup_raw, checksum, restore_raw
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TikvBrError
+from airflow_provider_tikvbr.secret_text import without_keys
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -122,7 +123,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.MissingParameter as err:
         return _fail(_missing(err))
     except click.ClickException as err:
-        return _fail(err.format_message())
+        # A key whose quotes somebody forgot comes as several words, of which some are taken for arguments.
+        return _fail(without_keys(err.format_message()))
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped")
     except JobCancelledError as err:

@@ -24,6 +24,8 @@ CLUSTER = (
 SECRETS = frozenset({"crypter_key", "azblob_account_key"})
 # Flags whose value is a user key.
 KEYS = frozenset({"start", "end"})
+# Flags whose value is a path, and which people give what the file should hold.
+PATHS = frozenset({"ca", "cert", "key", "crypter_key_file", "gcs_credentials_file"})
 
 
 def cluster_options(
@@ -120,6 +122,7 @@ def output(ctx: click.Context) -> Output:
 
 def given(ctx: click.Context) -> dict[str, object]:
     """What the user typed, by flag, for the log: without secrets, and without keys if none are to be shown."""
+    from airflow_provider_tikvbr.secret_text import looks_secret
     from airflow_provider_tikvbr.storage.parameters import redact
 
     redacted = wants_redaction(ctx.params)
@@ -129,14 +132,14 @@ def given(ctx: click.Context) -> dict[str, object]:
         if name not in ctx.params or ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT:
             continue
         value = ctx.params[name]
-        if name in SECRETS:
+        if name in SECRETS or (name in PATHS and looks_secret(value)):
             value = "<hidden>"
         elif name in KEYS and redacted:
             value = "?"
-        elif name == "storage":
+        elif name == "storage" or name.endswith("_endpoint"):
             value = redact(value)
         elif isinstance(value, tuple):
-            value = ",".join(value)
+            value = ",".join(map(redact, value))
         typed[max(param.opts, key=len).removeprefix("--")] = value
     return typed
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_tikvbr.connections import StorageAccess
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
-from airflow_provider_tikvbr.masking import mask
+from airflow_provider_tikvbr.masking import mask, signatures
 from airflow_provider_tikvbr.storage.azure_location import AzureCredentials
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def access(conn: Connection, conn_id: str) -> StorageAccess:
     credentials, endpoint = _read(conn, extra, conn_id)
     if not credentials.secret:
         credentials = AzureCredentials(account_name=credentials.account_name, token=_identity(conn, extra, conn_id))
-    for secret in (credentials.shared_key, credentials.sas_token, *_signatures(credentials.sas_token)):
+    for secret in (credentials.shared_key, credentials.sas_token, *signatures(credentials.sas_token)):
         mask(secret)
     found = {"endpoint": endpoint, "account-name": credentials.account_name}
     return StorageAccess(
@@ -186,9 +186,3 @@ def _own_identity(conn: Connection, extra: Mapping[str, Any]) -> Any:
     if "workload_identity_tenant_id" in given:
         given["additionally_allowed_tenants"] = [given["workload_identity_tenant_id"]]
     return DefaultAzureCredential(**given)
-
-
-def _signatures(sas: str) -> list[str]:
-    """The secret part of a signature, as its URL has it and as it is."""
-    written = [part.partition("=")[2] for part in sas.split("&") if part.startswith("sig=")]
-    return [*written, *parse_qs(sas).get("sig", [])]

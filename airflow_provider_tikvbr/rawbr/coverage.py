@@ -11,10 +11,10 @@ from airflow_provider_tikvbr.exceptions import AuthenticationError, StorageUnava
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.events import Listener, Progress
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange, FinishedRanges
-from airflow_provider_tikvbr.rawbr.responses import existing_file, finished_keys, from_backup_error, secrets_of
+from airflow_provider_tikvbr.rawbr.responses import existing_file, finished_keys, from_backup_error
 from airflow_provider_tikvbr.rawbr.summary import Checksum
 from airflow_provider_tikvbr.storage.base import Storage
-from airflow_provider_tikvbr.tikv.errors import server_name
+from airflow_provider_tikvbr.tikv.errors import secrets_of, server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.store import StoreClient

@@ -24,6 +24,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.meta import file_range
 from airflow_provider_tikvbr.rawbr.plan import show_range
+from airflow_provider_tikvbr.secret_text import hide
 from airflow_provider_tikvbr.tikv.errors import from_region_error, one_line, server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
@@ -149,22 +150,9 @@ def _from_text(text: str, *, who: str, url: str, fields: dict[str, Any]) -> tupl
 
 def clean(text: str, secrets: tuple[str, ...] = ()) -> str:
     """One line of a store's text, cut where it becomes long, without secrets."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
+    text = hide(text, secrets)
     # Where in TiKV's source it happened tells a user nothing.
     return one_line(re.sub(r"\[[^\[\]]*\.rs:\d+\]:? ?", "", text))
-
-
-def secrets_of(backend: brpb_pb2.StorageBackend) -> tuple[str, ...]:
-    """The texts of a storage message that must never be shown."""
-    s3 = backend.s3
-    found = (
-        s3.secret_access_key,
-        s3.session_token,
-        backend.gcs.credentials_blob,
-        backend.azure_blob_storage.shared_key,
-    )
-    return tuple(text for text in found if text)
 
 
 def finished_keys(

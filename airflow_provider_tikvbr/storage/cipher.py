@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.secret_text import show_path
 
 IV_LENGTH = 16
 
@@ -142,7 +143,8 @@ def new_iv() -> bytes:
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="latin-1")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidOptionError(
-            f"cannot read the key file {path}: {error.strerror}", parameter="crypter_key_file"
+            f"cannot read the key file {show_path(path)}: {getattr(error, 'strerror', None) or 'not a path'}",
+            parameter="crypter_key_file",
         ) from None

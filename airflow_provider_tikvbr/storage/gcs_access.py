@@ -20,6 +20,7 @@ from google.oauth2 import credentials as user_credentials
 from google.oauth2 import service_account
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.secret_text import show_path
 from airflow_provider_tikvbr.storage.gcs_location import GcsCredentials, GcsLocation
 from airflow_provider_tikvbr.storage.parameters import refused
 
@@ -118,7 +119,9 @@ def _read(path: str, what: str) -> str:
         reason = "is no JSON document"
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or 'no such path'})"
-    raise refused(f"{what} is {path!r}, which {reason}: name a service account's key on this machine") from None
+    raise refused(
+        f"{what} is {show_path(path)}, which {reason}: name a service account's key on this machine"
+    ) from None
 
 
 def _parsed(document: str, what: str) -> dict[str, Any]:

@@ -92,8 +92,16 @@ def gcs_location(bucket: str, prefix: str, given: Mapping[str, str]) -> GcsLocat
         endpoint=read_endpoint(given, "GCS").removesuffix(_UPLOAD_PATH).removesuffix(_API_PATH),
         storage_class=_one_of(STORAGE_CLASSES, given, "storage-class"),
         predefined_acl=_one_of(PREDEFINED_ACLS, given, "predefined-acl"),
-        credentials_file=given.get("credentials-file", ""),
+        credentials_file=_credentials_file(given),
     )
+
+
+def _credentials_file(given: Mapping[str, str]) -> str:
+    path = given.get("credentials-file", "")
+    if path.lstrip().startswith("{"):
+        # Refused here already, so that nothing ever shows it as a path.
+        raise refused("the storage parameter credentials-file is a document: give the path of a file that holds it")
+    return path
 
 
 def _one_of(known: tuple[str, ...], given: Mapping[str, str], name: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 
 _TRUE = frozenset({"1", "t", "true"})
 _FALSE = frozenset({"0", "f", "false"})
+_NAME = re.compile(r"[\w.-]{1,40}")
+# Parameters behind a path whose question mark somebody forgot.
+_FORGOTTEN = re.compile(r"[&;]([\w-]+)=")
 
 
 def refused(message: str) -> InvalidOptionError:
@@ -24,8 +28,15 @@ def read_parameters(query: str, scheme: str, known: frozenset[str]) -> dict[str,
     :raises InvalidOptionError: one that nobody knows.
     """
     given: dict[str, str] = {}
+    alone = {unquote_plus(part) for part in query.split("&") if "=" not in part}
     for raw, value in parse_qsl(query, keep_blank_values=True):
         name = raw.lower().replace("_", "-")
+        if name not in known and (raw in alone or not _NAME.fullmatch(raw)):
+            # Not shown: it may be the rest of a value, such as a key.
+            raise refused(
+                f"a storage URL of {scheme}:// has a part that is not name=value: write & in a value as %26, and = behind"
+                f" each name"
+            )
         if name not in known:
             hint = f"known ones are {', '.join(sorted(known))}" if known else "it takes none"
             raise refused(f"a storage URL of {scheme}:// has no parameter {raw!r}: {hint}")
@@ -76,7 +87,7 @@ def read_endpoint(given: Mapping[str, str], service: str) -> str:
 
 def redact(url: str) -> str:
     """The URL without its query, fragment and user part: safe to show."""
-    shown = url.partition("?")[0]
+    shown = _FORGOTTEN.split(url.partition("?")[0], maxsplit=1)[0]
     scheme, separator, rest = shown.partition("://")
     if not separator:
         return shown
@@ -86,6 +97,14 @@ def redact(url: str) -> str:
         # Most likely a password with a slash.
         return f"{scheme}://{rest.rpartition('@')[2]}"
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def lacks_question_mark(path: str, known: frozenset[str]) -> bool:
+    """Whether parameters stand in the path of a URL, as no question mark goes before them.
+
+    :param known: the names that there are.
+    """
+    return any(name.lower().replace("_", "-") in known for name in _FORGOTTEN.findall(path))
 
 
 def display_url(scheme: str, bucket: str, prefix: str) -> str:

@@ -24,7 +24,12 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from airflow_provider_tikvbr.storage.azure_location import AZURE_PARAMETERS, AzureLocation, azure_location
 from airflow_provider_tikvbr.storage.gcs_location import GCS_PARAMETERS, GcsLocation, gcs_location
 from airflow_provider_tikvbr.storage.hdfs_location import HdfsLocation
-from airflow_provider_tikvbr.storage.parameters import read_parameters, redact, refused
+from airflow_provider_tikvbr.storage.parameters import (
+    lacks_question_mark,
+    read_parameters,
+    redact,
+    refused,
+)
 from airflow_provider_tikvbr.storage.s3_location import S3_PARAMETERS, S3Location, s3_location
 
 
@@ -98,6 +103,10 @@ def parse_url(url: str) -> Location:
         if not parts.netloc:
             raise refused(f"the storage URL {redact(text)} names no bucket: write {scheme}://bucket/prefix")
         known, read = _BUCKETS[scheme]
+        if lacks_question_mark(parts.path, known):
+            raise refused(
+                f"the storage URL {redact(text)} has parameters, but no question mark before the first of them"
+            )
         return read(unquote(parts.netloc), unquote(parts.path).strip("/"), read_parameters(parts.query, scheme, known))
     raise refused(
         f"storage scheme {scheme!r} is not supported: give a directory, local://, s3://, gcs://, azure:// or hdfs://"

@@ -6,8 +6,11 @@ What a status or an error kind means for the next try is decided here and nowher
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import Message
@@ -33,11 +36,14 @@ from airflow_provider_tikvbr.exceptions import (
     UnsupportedError,
     WrongClusterError,
 )
-from airflow_provider_tikvbr.proto import errorpb_pb2, pdpb_pb2
+from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, pdpb_pb2
+from airflow_provider_tikvbr.secret_text import hide
 from airflow_provider_tikvbr.tikv.model import Peer, Region
 from airflow_provider_tikvbr.tikv.redaction import show_answer
 
 UNAVAILABLE: Final = "unavailable"
+# Fields of the JSON of Google credentials that let somebody in.
+_SECRET_FIELD: Final = re.compile("key|secret|token$")
 MAX_TEXT: Final = 400
 
 # What each gRPC status means. UNAVAILABLE here stands for "the server cannot be reached or does not answer now":
@@ -260,20 +266,40 @@ def from_kv_error(text: str, *, method: str, region_id: int, store_id: int, addr
     return ProtocolError(message, **fields)
 
 
-def from_download_error(text: str, *, file: str, store_id: int, address: str) -> TikvBrError:
+def from_download_error(
+    text: str, *, file: str, store_id: int, address: str, secrets: tuple[str, ...] = ()
+) -> TikvBrError:
     """Classify the ``error.message`` of a Download.
 
     A file that is missing, cut short, damaged or enciphered with another key stays so; all the rest may pass.
 
     :param text: what the store answered.
     :param file: name of the file in the backup.
+    :param secrets: texts that must not appear in the error.
     """
+    text = hide(text, secrets)
     fields: dict[str, Any] = {"file": file, "store_id": store_id, "address": address}
     message = f"{server_name(address, store_id)} could not fetch the backup file {file}: {one_line(text)}"
     low = text.lower()
     if any(mark in low for mark in BAD_FILE_TEXTS):
         return BackupFileError(message, **fields)
     return DownloadFailedError(message, **fields)
+
+
+def secrets_of(backend: brpb_pb2.StorageBackend) -> tuple[str, ...]:
+    """The texts of a storage message that a store may quote, and that must never be shown."""
+    s3, azure, blob = backend.s3, backend.azure_blob_storage, backend.gcs.credentials_blob
+    found = [s3.access_key, s3.secret_access_key, s3.session_token, s3.external_id]
+    found += [azure.shared_key, azure.access_sig, azure.encryption_key.encryption_key]
+    # A store's HTTP library shows the URL of a request, but may have put its parameters into another order.
+    found += [part.partition("=")[2] for part in azure.access_sig.split("&") if part.startswith("sig=")]
+    try:
+        account = json.loads(blob) if blob else {}
+    except ValueError:
+        account = {}
+    values = account.items() if isinstance(account, dict) else ()
+    found += [blob, *(value for name, value in values if isinstance(value, str) and _SECRET_FIELD.search(name))]
+    return tuple(text for text in (*found, *map(unquote, found)) if text)
 
 
 def server_name(address: str | None, store_id: int | None, reach: str | None = None) -> str:

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
+from airflow_provider_tikvbr.secret_text import show_path
 from airflow_provider_tikvbr.tikv.addresses import NO_ADDRESS_MAP, AddressMap
 from airflow_provider_tikvbr.tikv.keys import MAX_KEYSPACE_ID, ApiVersion
 
@@ -54,11 +55,11 @@ class PemFile:
         except (OSError, ValueError) as err:
             reason = getattr(err, "strerror", None) or "not a path"
             raise InvalidOptionError(
-                f"{self.parameter} file {self.path!r} cannot be read: {reason}", parameter=self.parameter
-            ) from err
+                f"{self.parameter} file {show_path(self.path)} cannot be read: {reason}", parameter=self.parameter
+            ) from None
         if PEM_MARK.encode() not in data:
             raise InvalidOptionError(
-                f"{self.parameter} file {self.path!r} is not in PEM form", parameter=self.parameter
+                f"{self.parameter} file {show_path(self.path)} is not in PEM form", parameter=self.parameter
             )
         return data
 
@@ -73,8 +74,9 @@ class TlsOptions:
     :param files: the files that they were read from, if they were; :meth:`renewed` reads them again.
     """
 
-    ca: bytes
-    cert: bytes | None = None
+    # A file of certificates may hold a key too.
+    ca: bytes = field(repr=False)
+    cert: bytes | None = field(default=None, repr=False)
     key: bytes | None = field(default=None, repr=False)
     files: tuple[PemFile, ...] = field(default=(), compare=False)
 

@@ -89,7 +89,11 @@ class StoreClient:
             if error.HasField("store_error"):
                 raise self._region_error(error.store_error, request.sst.region_id, self._data)
             raise errors.from_download_error(
-                error.message, file=request.name, store_id=self.store.id, address=self._data.address
+                error.message,
+                file=request.name,
+                store_id=self.store.id,
+                address=self._data.address,
+                secrets=errors.secrets_of(request.storage_backend),
             )
         return response
 

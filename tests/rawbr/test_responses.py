@@ -15,7 +15,8 @@ from airflow_provider_tikvbr.exceptions import (
     WrongClusterError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, kvrpcpb_pb2
-from airflow_provider_tikvbr.rawbr.responses import clean, existing_file, finished_keys, from_backup_error, secrets_of
+from airflow_provider_tikvbr.rawbr.responses import clean, existing_file, finished_keys, from_backup_error
+from airflow_provider_tikvbr.tikv.errors import secrets_of
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 
@@ -94,7 +95,7 @@ def test_transactional_error_is_left_to_the_leader() -> None:
 def test_texts_are_short_and_without_secrets() -> None:
     s3 = brpb_pb2.S3(secret_access_key="hush", session_token="token")
     secrets = secrets_of(brpb_pb2.StorageBackend(s3=s3))
-    assert secrets == ("hush", "token")
+    assert set(secrets) == {"hush", "token"}
     assert secrets_of(brpb_pb2.StorageBackend(noop=brpb_pb2.Noop())) == ()
     text = clean('Other("[a/b.rs:12]: bad\n key hush")' + "x" * 1000, secrets)
     assert text.startswith('Other("bad key ***")')

@@ -57,7 +57,8 @@ def test_a_key_file(tmp_path: Path) -> None:
         ("aes128-ctr", KEY, "/file", "crypter_key", "exactly one of them"),
         ("aes256-ctr", KEY, "", "crypter_key", "takes a key of 64 hex digits, this one has 32"),
         ("aes128-ctr", "hunter2", "", "crypter_key", "not made of hex digits"),
-        ("aes128-ctr", "", "/no/such/file", "crypter_key_file", "/no/such/file: No such file"),
+        ("aes128-ctr", "", "/no/such/file", "crypter_key_file", "'/no/such/file': No such file"),
+        ("aes128-ctr", "", "0123456789abcdef" * 2, "crypter_key_file", "(not shown: it looks like a key"),
     ],
 )
 def test_refusals_name_the_option_and_hide_the_key(method: str, key: str, file: str, parameter: str, says: str) -> None:

@@ -14,7 +14,15 @@ import grpc
 import pytest
 
 from airflow_provider_tikvbr import exceptions as e
-from airflow_provider_tikvbr.proto import errorpb_pb2, import_sstpb_pb2, kvrpcpb_pb2, metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.proto import (
+    brpb_pb2,
+    errorpb_pb2,
+    import_sstpb_pb2,
+    kvrpcpb_pb2,
+    metapb_pb2,
+    methods,
+    pdpb_pb2,
+)
 from airflow_provider_tikvbr.tikv import errors
 from airflow_provider_tikvbr.tikv.model import Peer, Region
 
@@ -293,6 +301,28 @@ def test_download_failures_that_may_pass() -> None:
     text = "Cannot read s3://bucket/x into /data: error trying to connect: Connection refused"
     error = errors.from_download_error(text, file="x", store_id=1, address="a:1")
     assert type(error) is e.DownloadFailedError
+
+
+def test_what_a_store_quotes_of_its_credentials_is_hidden() -> None:
+    azure = brpb_pb2.AzureBlobStorage(shared_key="c2hhcmVkIGtleQ==", access_sig="sv=1&sig=ca%2Fnary%3D&se=2")
+    azure.encryption_key.encryption_key = "Y3VzdG9tZXIga2V5"
+    account = {
+        "type": "service_account",
+        "private_key": "-----BEGIN-----\nMIIcanaryOfTheAccount\n",
+        "private_key_id": "0ca",
+    }
+    s3 = brpb_pb2.S3(secret_access_key="canary/s3", session_token="canary token", external_id="between us")
+    for backend, texts in (
+        (brpb_pb2.StorageBackend(azure_blob_storage=azure), ("c2hhcmVkIGtleQ==", "?se=2&sig=ca%2Fnary%3D", "ca/nary=")),
+        (brpb_pb2.StorageBackend(azure_blob_storage=azure), ("x-ms-encryption-key: Y3VzdG9tZXIga2V5",)),
+        (brpb_pb2.StorageBackend(s3=s3), ("x-amz-security-token:canary token", "canary%2Fs3", "between us")),
+        (brpb_pb2.StorageBackend(gcs=brpb_pb2.GCS(credentials_blob=json.dumps(account))), ("MIIcanaryOfTheAccount",)),
+    ):
+        secrets = errors.secrets_of(backend)
+        for text in texts:
+            said = f"{errors.from_download_error(f'Cannot read: {text}!', file='x', store_id=1, address='a:1', secrets=secrets)}"
+            assert said.endswith("***!"), said
+    assert errors.secrets_of(brpb_pb2.StorageBackend(gcs=brpb_pb2.GCS(credentials_blob="[broken"))) == ("[broken",) * 2
 
 
 @pytest.mark.parametrize("case", ["raw_get_other_api", "raw_get_v1ttl_stamp"])
