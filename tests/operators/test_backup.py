@@ -245,7 +245,7 @@ def listening() -> Iterator[tuple[str, Callable[[], int]]]:
         ({"crypter_method": "aes128-ctr", "crypter_key": "00", "crypter_key_conn_id": "x"}, "are both given: give one"),
         ({"crypter_method": "aes128-ctr", "crypter_key_file": "/x", "crypter_key_conn_id": "x"}, "are both given"),
         ({"crypter_method": "aes128-ctr", "crypter_key_conn_id": "keyless"}, "connection keyless, which holds no key"),
-        ({"log_file": "/no/such/directory/log"}, "log_file /no/such/directory/log cannot be written"),
+        ({"log_file": "/dev/null/log"}, "log_file /dev/null/log cannot be written"),
         ({"log_level": "loud"}, "log_level 'loud' is not known"),
         ({"log_format": "xml"}, "log_format 'xml' is not known"),
         ({"redact_log": "perhaps"}, "redact_log 'perhaps' is neither"),
