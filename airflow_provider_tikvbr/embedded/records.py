@@ -13,9 +13,6 @@ from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey
 # ``metapb.NodeState``: a store that is gone.
 NODE_REMOVED = 3
 
-# ``metapb.NodeState``: a store that is gone.
-NODE_REMOVED = 3
-
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
