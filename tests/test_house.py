@@ -142,7 +142,9 @@ def declared(requirements: str) -> set[str]:
 def test_all_modules_import_without_a_warning() -> None:
     names = [f"{PACKAGE}/{name}".removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for name in MODULES]
     code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    # Google's library tells users of Python 3.10 that its own newer releases will do without it.
+    google = "ignore:You are using a non-supported Python version"
+    subprocess.run([sys.executable, "-W", "error", "-W", google, "-c", code], check=True)
 
 
 def test_a_dag_is_parsed_without_the_clients() -> None:
