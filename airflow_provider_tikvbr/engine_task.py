@@ -14,7 +14,7 @@ from airflow_provider_tikvbr.engine_job import EngineJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
 from airflow_provider_tikvbr.masking import mask_environment, mask_hex, mask_pem, mask_url
-from airflow_provider_tikvbr.rawbr.events import Listener
+from airflow_provider_tikvbr.rawbr.events import Listener, Note
 from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_flag, parse_text
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
@@ -216,6 +216,8 @@ class EngineTask(Base):
 
         async def run(listener: Listener) -> S:
             storage = open_it()
+            if storage.caution:
+                listener(Note(level="warning", message=storage.caution))
             try:
                 async with await Cluster.connect(options) as cluster:
                     return await work(cluster, storage, listener)

@@ -1,7 +1,7 @@
 """What the stores of each version make of a backup storage, refused where they would do something else than asked.
 
 The first versions were found in TiKV's tags: storage kinds in ``components/external_storage/src`` (HDFS 5.3.0, Azure 5.4.0),
-S3 in ``components/cloud/aws/src/s3.rs`` (object lock 6.3.0; token and role 7.6.0; a profile in none up to 9.0), Azure in
+S3 in ``components/cloud/aws/src/s3.rs`` (object lock 6.3.0; token and role 7.6.0), Azure in
 ``components/cloud/azure/src/azblob.rs`` (SAS and scope 7.2.0, customer key 7.3.0), Google in ``components/cloud/gcp/src``
 (no credentials at all 5.1.0, the machine's own 8.0.0). No patch release of an older line has any of them.
 """
@@ -98,11 +98,6 @@ def _needs(backend: brpb_pb2.StorageBackend) -> Iterator[_Need]:
 
 
 def _s3_needs(s3: brpb_pb2.S3) -> Iterator[_Need]:
-    if s3.profile:
-        raise UnsupportedError(
-            "no TiKV up to 9.0 knows what an S3 profile is, and its stores would use other credentials: give a key pair, or"
-            f" {_OWN}"
-        )
     if s3.session_token:
         yield _Need(
             "temporary S3 credentials need",

@@ -42,6 +42,11 @@ class Storage(ABC):
     def display_url(self) -> str:
         """The storage URL without query and user part, for people."""
 
+    @property
+    def caution(self) -> str:
+        """What people should know of how it was opened, without secrets; empty for nothing."""
+        return ""
+
     @abstractmethod
     def backend(self) -> brpb_pb2.StorageBackend:
         """What a store is told. May hold credentials: never log it. May ask for them first: not for the event loop."""

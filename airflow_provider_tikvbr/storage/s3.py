@@ -116,9 +116,13 @@ class S3Storage(Storage):
         return self._identity.source
 
     @property
-    def passes_over_url_credentials(self) -> bool:
-        """Whether the URL has keys that are not used, because others go first."""
-        return self._identity.passes_over_url
+    def caution(self) -> str:
+        """That the URL has keys which are not used, because others go first."""
+        if not self._identity.passes_over_url:
+            return ""
+        return (
+            f"the storage URL {self.display_url} has keys, but those of {self.credentials_from} go first and are used"
+        )
 
     def backend(self) -> brpb_pb2.StorageBackend:
         """What a store is told; with the credentials of now, which may be temporary ones."""

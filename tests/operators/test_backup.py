@@ -353,3 +353,19 @@ def test_a_task_that_is_killed_before_its_job_runs_never_connects(
 
 def test_killing_a_task_that_does_not_run_does_nothing(tmp_path: Path) -> None:
     operator(tmp_path).on_kill()
+
+
+@pytest.mark.parametrize("environment", [False, True])
+def test_keys_of_the_url_that_are_passed_over_are_told(environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    if environment:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEWORKER")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretOfTheWorker")
+    url = "s3://bucket/prefix?endpoint=http://127.0.0.1:1&access-key=AKIAOFTHEURL&secret-access-key=secretOfTheUrl"
+    task = BackupRawOperator(task_id="backup", storage=url, tikv_conn_id="tikv_nowhere")
+    with capture_logs() as logs, pytest.raises(TransientError):
+        task.execute({})
+    told = [entry["event"] for entry in logs if entry["log_level"] == "warning"]
+    expected = "the storage URL s3://bucket/prefix has keys, but those of the environment go first and are used"
+    assert (expected in told) is environment

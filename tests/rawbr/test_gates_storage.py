@@ -109,14 +109,6 @@ async def test_what_a_storage_needs(
             assert SECRET not in message
 
 
-@pytest.mark.parametrize("check", [check_can_write, check_can_read])
-async def test_no_store_knows_a_profile(check: Any, embedded: EmbeddedCluster) -> None:
-    async with await pose(embedded, "9.0.0") as cluster:
-        with pytest.raises(UnsupportedError, match=r"no TiKV up to 9\.0 knows what an S3 profile is") as caught:
-            check(cluster, s3(profile=SECRET))
-    assert SECRET not in str(caught.value)
-
-
 class Told(LocalStorage):
     """A directory of which the stores are told something else."""
 

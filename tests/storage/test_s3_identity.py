@@ -95,7 +95,7 @@ async def used(
         await storage.write("a", b"x")
         headers = script.headers("PUT")[-1]
         signed_by = signer(headers) if "authorization" in headers else ""
-        return signed_by, storage.backend().s3, storage.credentials_from, storage.passes_over_url_credentials
+        return signed_by, storage.backend().s3, storage.credentials_from, bool(storage.caution)
 
 
 @pytest.mark.parametrize(
