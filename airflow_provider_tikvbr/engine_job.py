@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from airflow_provider_tikvbr.exceptions import JobCancelledError
-from airflow_provider_tikvbr.rawbr.events import Event, Listener, Note, Progress
+from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Event, Listener, Note, Progress
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ class EngineJob(Generic[T]):
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_note: Callable[[Note], None] | None = None,
+        on_checkpoint: Callable[[CheckpointSaved], None] | None = None,
         interval_s: float = 10.0,
     ) -> T:
         """Run the job to its end.
@@ -77,6 +78,7 @@ class EngineJob(Generic[T]):
         :param on_progress: called in this thread every ``interval_s`` seconds with the latest state, and with the last
             one of each step.
         :param on_note: called in this thread with each note.
+        :param on_checkpoint: called in this thread whenever the job has saved its state.
         :param interval_s: the cadence, in seconds.
         :raises JobCancelledError: the job was asked to stop, and did.
         """
@@ -86,7 +88,7 @@ class EngineJob(Generic[T]):
         try:
             # In here, for the signal may come while the thread starts.
             thread.start()
-            self._watch(on_progress or _drop, on_note or _drop, interval_s)
+            self._watch(on_progress or _drop, on_note or _drop, on_checkpoint or _drop, interval_s)
         except BaseException:
             self.cancel()
             self._wait(on_note or _drop)
@@ -99,7 +101,11 @@ class EngineJob(Generic[T]):
         return self._outcome[0]
 
     def _watch(
-        self, on_progress: Callable[[Progress], None], on_note: Callable[[Note], None], interval_s: float
+        self,
+        on_progress: Callable[[Progress], None],
+        on_note: Callable[[Note], None],
+        on_checkpoint: Callable[[CheckpointSaved], None],
+        interval_s: float,
     ) -> None:
         reported: Progress | None = None
         beat = time.monotonic() + interval_s
@@ -119,6 +125,9 @@ class EngineJob(Generic[T]):
                 break
             if isinstance(news, Note):
                 on_note(news)
+            elif isinstance(news, CheckpointSaved):
+                if not self._cancelled:
+                    on_checkpoint(news)
             elif news is not reported and not self._cancelled:
                 on_progress(news)
         if self._latest is not None and self._latest is not reported and not self._cancelled:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from airflow_provider_tikvbr.logfile import LOGGER
-from airflow_provider_tikvbr.rawbr.events import Event, Note, Progress
+from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.humanize import human_size
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class LogProgress:
         """Take an event."""
         if isinstance(event, Note):
             (LOGGER.warning if event.level == "warning" else LOGGER.info)(event.message)
+            return
+        if isinstance(event, CheckpointSaved):
+            LOGGER.info("checkpoint saved", extra={"fields": {"place": event.place, "pieces": event.pieces}})
             return
         if event.step != self._step:
             self._step, self._last, self._complete = event.step, self._now(), False
@@ -113,6 +116,8 @@ class BarProgress:
         if isinstance(event, Note):
             if event.level == "warning":
                 self._console.print(f"Warning: {event.message}", markup=False, highlight=False, style="yellow")
+            return
+        if isinstance(event, CheckpointSaved):
             return
         if self._latest is not None and event.step != self._latest.step:
             # the bar of a step that is over stays above the next one's

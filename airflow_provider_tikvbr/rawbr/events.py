@@ -54,7 +54,19 @@ class Note:
     message: str
 
 
-Event = Progress | Note
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved:
+    """What is finished so far is kept: another try will go on from there.
+
+    :param place: where, for people: a URL without secrets.
+    :param pieces: finished ranges of a backup, or finished pieces of files of a restore, that this try has saved.
+    """
+
+    place: str
+    pieces: int
+
+
+Event = Progress | Note | CheckpointSaved
 
 # Called on the event loop's thread: it must not block, and what it raises ends the job.
 Listener = Callable[[Event], None]

@@ -84,6 +84,33 @@ class GcTtlFrom(enum.Enum):
             ) from None
 
 
+class VerifyFiles(enum.Enum):
+    """How thoroughly a backup's files are looked at before anything of it is restored.
+
+    ``off`` looks at none, ``size`` compares presence and size of all with one listing, ``sha256`` reads each.
+    """
+
+    OFF = "off"
+    SIZE = "size"
+    SHA256 = "sha256"
+
+    @classmethod
+    def parse(cls, text: str | VerifyFiles | None) -> VerifyFiles:
+        """Read one in any case; empty means ``size``.
+
+        :raises InvalidOptionError: there is no such depth.
+        """
+        if isinstance(text, VerifyFiles):
+            return text
+        word = parse_text(text, parameter="verify_files").strip().lower() or "size"
+        try:
+            return cls(word)
+        except ValueError:
+            raise InvalidOptionError(
+                f"verify_files {text!r} is not known: give off, size or sha256", parameter="verify_files"
+            ) from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupOptions:
     """What a backup is told.
@@ -103,6 +130,9 @@ class BackupOptions:
     :param remove_schedulers: whether PD's balancing is paused meanwhile.
     :param budget_s: seconds without progress after which the job gives up.
     :param owner: who writes, for the lock; the same owner may take up an abandoned lock. Empty means nobody else.
+    :param resume: go on with what an earlier try of the same owner has finished; otherwise start over.
+    :param retry_in_s: when the job will be tried again should it fail, in seconds from then; None if nobody knows. GC is
+        held back for that long.
     """
 
     keys: KeyRange[UserKey] = field(default=EVERYTHING)
@@ -120,6 +150,8 @@ class BackupOptions:
     remove_schedulers: bool = False
     budget_s: float = DEFAULT_BUDGET_S
     owner: str = ""
+    resume: bool = True
+    retry_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +170,9 @@ class RestoreOptions:
     :param split_region_max_keys: split keys of one request.
     :param switch_mode_interval_s: seconds after which import mode is asked for again; TiKV leaves it after 600.
     :param budget_s: seconds without progress after which the job gives up.
+    :param verify_files: how thoroughly the files are looked at before anything is restored.
+    :param owner: who restores, for the lock of the checkpoint; the same owner may take up an abandoned lock.
+    :param resume: go on with what an earlier try of the same owner has finished; otherwise start over.
     """
 
     keys: KeyRange[UserKey] = field(default=EVERYTHING)
@@ -152,6 +187,9 @@ class RestoreOptions:
     split_region_max_keys: int = DEFAULT_SPLIT_REGION_MAX_KEYS
     switch_mode_interval_s: float = DEFAULT_SWITCH_MODE_INTERVAL_S
     budget_s: float = DEFAULT_BUDGET_S
+    verify_files: VerifyFiles = VerifyFiles.SIZE
+    owner: str = ""
+    resume: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +229,9 @@ def backup_options(
     checksum_concurrency: Number = DEFAULT_CHECKSUM_CONCURRENCY,
     remove_schedulers: bool | str = False,
     budget: Duration = DEFAULT_BUDGET_S,
+    resume: bool | str = True,
     owner: str = "",
+    retry_in_s: float | None = None,
 ) -> BackupOptions:
     """Read a backup's options; ``ratelimit`` counts in units of ``ratelimit_unit`` bytes per second and store.
 
@@ -218,7 +258,9 @@ def backup_options(
         checksum_concurrency=_parse_checksum_concurrency(checksum_concurrency),
         remove_schedulers=parse_flag(remove_schedulers, parameter="remove_schedulers"),
         budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
+        resume=parse_flag(resume, parameter="resume", default=True),
         owner=owner,
+        retry_in_s=retry_in_s,
     )
 
 
@@ -241,6 +283,9 @@ def restore_options(
     split_region_max_keys: Number = DEFAULT_SPLIT_REGION_MAX_KEYS,
     switch_mode_interval: Duration = "5m",
     budget: Duration = DEFAULT_BUDGET_S,
+    verify_files: str | VerifyFiles = "size",
+    resume: bool | str = True,
+    owner: str = "",
 ) -> RestoreOptions:
     """Read a restore's options; ``concurrency`` 0 means the default.
 
@@ -270,6 +315,9 @@ def restore_options(
             minimum_s=1,
         ),
         budget_s=parse_duration(budget, parameter="budget", default=DEFAULT_BUDGET_S),
+        verify_files=VerifyFiles.parse(verify_files),
+        resume=parse_flag(resume, parameter="resume", default=True),
+        owner=owner,
     )
 
 
