@@ -26,6 +26,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
+from airflow_provider_tikvbr.rawbr.files import check_files, read_file
 from airflow_provider_tikvbr.rawbr.gates import (
     check_can_checksum,
     check_can_convert,
@@ -35,7 +36,7 @@ from airflow_provider_tikvbr.rawbr.gates import (
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
-from airflow_provider_tikvbr.rawbr.meta import build_meta, check_files, read_file, withdraw_meta, write_meta
+from airflow_provider_tikvbr.rawbr.meta import build_meta, withdraw_meta, write_meta
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request

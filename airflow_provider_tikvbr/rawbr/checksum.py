@@ -21,8 +21,9 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.rawbr.coverage import PROGRESS_INTERVAL_S, Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
 from airflow_provider_tikvbr.rawbr.expected import expected_checksum
+from airflow_provider_tikvbr.rawbr.files import check_files
 from airflow_provider_tikvbr.rawbr.gates import check_can_checksum
-from airflow_provider_tikvbr.rawbr.meta import backup_range, check_files, read_meta
+from airflow_provider_tikvbr.rawbr.meta import backup_range, read_meta
 from airflow_provider_tikvbr.rawbr.options import (
     DEFAULT_BUDGET_S,
     DEFAULT_CHECKSUM_CONCURRENCY,

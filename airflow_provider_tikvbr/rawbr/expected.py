@@ -9,7 +9,7 @@ from fastcrc import crc64
 
 from airflow_provider_tikvbr.exceptions import BackupFileError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.meta import file_range, read_file
+from airflow_provider_tikvbr.rawbr.files import file_range, read_file
 from airflow_provider_tikvbr.rawbr.summary import Checksum
 from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.storage.base import Storage

@@ -7,9 +7,8 @@ index of further meta files) is understood when reading. Source: tikv-br, ``pkg/
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
 from google.protobuf.message import DecodeError
@@ -26,6 +25,7 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.files import read_member
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
@@ -86,11 +86,6 @@ def backup_range(meta: brpb_pb2.BackupMeta) -> KeyRange[ApiKey]:
     """The range that a backup covers, as API keys of the backup's API version."""
     covered = meta.raw_ranges[0]
     return KeyRange(ApiKey(covered.start_key), ApiKey(covered.end_key))
-
-
-def file_range(file: brpb_pb2.File) -> KeyRange[ApiKey]:
-    """The range that a backup file holds, as API keys of the backup's API version."""
-    return KeyRange(ApiKey(file.start_key), ApiKey(file.end_key))
 
 
 async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
@@ -161,54 +156,6 @@ async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.Ba
     return meta
 
 
-async def check_files(storage: Storage, files: Collection[brpb_pb2.File]) -> None:
-    """Compare presence and size of all files with one listing.
-
-    :raises BackupFileError: some are missing or of another size; it names the first and counts them.
-    """
-    found = {info.name: info.size async for info in storage.list()}
-    wrong = [file for file in files if found.get(file.name) != file.size]
-    if not wrong:
-        return
-    first = wrong[0]
-    size = found.get(first.name)
-    what = "is missing" if size is None else f"has {size} bytes instead of {first.size}"
-    others = f" ({len(wrong)} of {len(files)} files are wrong)" if len(wrong) > 1 else ""
-    raise BackupFileError(
-        f"the backup in {storage.display_url} is damaged: {first.name} {what}{others}", file=first.name
-    )
-
-
-async def read_file(storage: Storage, file: brpb_pb2.File, cipher: Cipher = PLAINTEXT) -> bytes:
-    """Read one SST, compare it with what the backupmeta says, decrypt it.
-
-    :raises BackupFileError: it is missing, or not the file that was written.
-    """
-    stored = await _read_member(storage, file.name)
-    # Off the loop: hashing and decrypting a large file takes tenths of a second.
-    return await asyncio.to_thread(_checked, storage, file, cipher, stored)
-
-
-async def _read_member(storage: Storage, name: str) -> bytes:
-    """Read a file that belongs to the backup.
-
-    :raises BackupFileError: it is missing.
-    """
-    try:
-        return await storage.read(name)
-    except StorageNotFoundError:
-        raise BackupFileError(f"the backup in {storage.display_url} is damaged: {name} is missing", file=name) from None
-
-
-def _checked(storage: Storage, file: brpb_pb2.File, cipher: Cipher, stored: bytes) -> bytes:
-    if len(stored) != file.size or (file.sha256 and hashlib.sha256(stored).digest() != file.sha256):
-        raise BackupFileError(
-            f"the backup in {storage.display_url} is damaged: {file.name} is not the file that was written",
-            file=file.name,
-        )
-    return cipher.decrypt(stored, file.cipher_iv)
-
-
 def _decrypted(data: bytes, cipher: Cipher) -> brpb_pb2.BackupMeta | None:
     """The message, or None if the bytes make none that a backup tool wrote."""
     if not cipher.is_plain:
@@ -239,7 +186,7 @@ async def _resolve(storage: Storage, cipher: Cipher, index: brpb_pb2.MetaFile, d
     found = brpb_pb2.MetaFile(data_files=index.data_files, raw_ranges=index.raw_ranges)
     for file in index.meta_files:
         # Unlike an SST's, this digest is that of the decrypted bytes.
-        plain = cipher.decrypt(await _read_member(storage, file.name), file.cipher_iv)
+        plain = cipher.decrypt(await read_member(storage, file.name), file.cipher_iv)
         try:
             if hashlib.sha256(plain).digest() != file.sha256:
                 raise DecodeError

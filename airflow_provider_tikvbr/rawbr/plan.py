@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from airflow_provider_tikvbr.exceptions import ApiVersionError, BackupFileError, BackupInvalidError, KeyRangeError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.meta import RAW_CF, backup_range, file_range
+from airflow_provider_tikvbr.rawbr.files import file_range
+from airflow_provider_tikvbr.rawbr.meta import RAW_CF, backup_range
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
 from airflow_provider_tikvbr.tikv.redaction import show_key
 
@@ -163,6 +164,25 @@ def plan_splits(files: Sequence[PlannedFile], *, max_bytes: int, max_keys: int) 
     if end is not None and end == files[-1].file.end_key:
         ends.append(end)
     return tuple(sorted({e for e in ends if e}))
+
+
+def borders_of(keys: Iterable[ApiKey], files: Sequence[PlannedFile]) -> tuple[ApiKey, ...]:
+    """Those of some keys that lie in a file or at its ends.
+
+    :param keys: ascending.
+    :param files: in key order.
+    """
+    found: list[ApiKey] = []
+    rest = iter(files)
+    file = next(rest, None)
+    for key in keys:
+        while file is not None and file.keys.end and file.keys.end < key:
+            file = next(rest, None)
+        if file is None:
+            break
+        if file.keys.start <= key:
+            found.append(key)
+    return tuple(found)
 
 
 def show_range(keys: KeyRange[ApiKey]) -> str:

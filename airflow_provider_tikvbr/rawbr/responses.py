@@ -22,7 +22,7 @@ from airflow_provider_tikvbr.exceptions import (
     WrongClusterError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.meta import file_range
+from airflow_provider_tikvbr.rawbr.files import file_range
 from airflow_provider_tikvbr.rawbr.plan import show_range
 from airflow_provider_tikvbr.secret_text import hide
 from airflow_provider_tikvbr.tikv.errors import from_region_error, one_line, server_name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
@@ -21,6 +21,7 @@ from airflow_provider_tikvbr.rawbr.checksum import cluster_checksum, warn_of_exp
 from airflow_provider_tikvbr.rawbr.download import Downloader
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
 from airflow_provider_tikvbr.rawbr.expected import expected_checksum
+from airflow_provider_tikvbr.rawbr.files import verify_files
 from airflow_provider_tikvbr.rawbr.gates import (
     MIN_SPLIT,
     can_split,
@@ -28,12 +29,13 @@ from airflow_provider_tikvbr.rawbr.gates import (
     check_can_encrypt,
 )
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_read
-from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
 from airflow_provider_tikvbr.rawbr.limits import region_limits
-from airflow_provider_tikvbr.rawbr.meta import backup_ts_in, check_files, read_meta
+from airflow_provider_tikvbr.rawbr.meta import backup_ts_in, read_meta
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
-from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan, make_plan, plan_splits
+from airflow_provider_tikvbr.rawbr.pieces import FileWork, Restorer
+from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan, borders_of, make_plan, plan_splits
+from airflow_provider_tikvbr.rawbr.resume import RestoreCheckpoint
 from airflow_provider_tikvbr.rawbr.split import split_and_scatter
 from airflow_provider_tikvbr.rawbr.summary import Checksum, RestoreSummary
 from airflow_provider_tikvbr.storage.base import Storage
@@ -49,9 +51,14 @@ REGIONS_TO_LOOK_INTO = 64
 
 
 async def restore(
-    cluster: Cluster, storage: Storage, options: RestoreOptions, listener: Listener = ignore
+    cluster: Cluster,
+    storage: Storage,
+    options: RestoreOptions,
+    listener: Listener = ignore,
+    *,
+    checkpoint_storage: Storage | None = None,
 ) -> RestoreSummary:
-    """Restore a backup.
+    """Restore a backup, or what an earlier try has left of it.
 
     Everything that can be wrong with the backup or the options is found before the cluster is changed.
 
@@ -59,11 +66,13 @@ async def restore(
     :param storage: where the backup is; every store must reach it under the same URL.
     :param options: what to restore and how.
     :param listener: told what happens meanwhile.
+    :param checkpoint_storage: where to keep what is finished, for another try; by default beside the backup.
+    :raises InvalidOptionError: an unfinished restore was begun with other options; it names one that differs.
     :raises BackupInvalidError: there is no backup, or it is damaged, or encrypted with another key.
     :raises ApiVersionError: the cluster has another API version than the backup.
     :raises KeyRangeError: the range is not inside the one that was backed up.
     :raises UnsupportedError: the checksum, the cipher or the storage's credentials need a newer cluster.
-    :raises BudgetExceededError: a file made no progress for too long; it says which, and where.
+    :raises BudgetExceededError: nothing made progress for too long; it says what is left, and what that waits for.
     :raises ChecksumMismatchError: all files are restored, but the range of the cluster holds other pairs (too).
     """
     started = time.monotonic()
@@ -74,16 +83,32 @@ async def restore(
     check_can_read(cluster, await asyncio.to_thread(storage.backend))
     meta = await read_meta(storage, options.cipher)
     plan = make_plan(meta, cluster.codec, options.keys)
-    await check_files(storage, [planned.file for planned in plan.files])
+    await verify_files(
+        storage,
+        [planned.file for planned in plan.files],
+        options.verify_files,
+        budget_s=options.budget_s,
+        listener=listener,
+    )
     expected = await expected_checksum(storage, meta, plan.keys, options.cipher)
     if not expected.total_kvs:
         listener(Note(level="warning", message="the backup holds no data in the range: nothing is restored"))
-    await _tell_of_data(cluster, plan.keys, listener)
-    if plan.files:
-        await _split(cluster, plan, options, listener)
-        await _import(cluster, storage, plan, options, listener)
+    checkpoint = await RestoreCheckpoint.open(
+        cluster, meta, plan, options, beside=storage, given=checkpoint_storage, listener=listener
+    )
+    if not checkpoint.resumed:
+        await _tell_of_data(cluster, plan.keys, listener)
+    if checkpoint.left:
+        await _split(cluster, plan, checkpoint.left, options, listener)
+        await _import(cluster, storage, plan, checkpoint, options, listener)
     if options.checksum:
-        await _verify(cluster, plan.keys, expected, options, listener)
+        try:
+            await _verify(cluster, plan.keys, expected, options, listener)
+        except ChecksumMismatchError:
+            # Whatever is wrong, going on from here would not make it right.
+            await checkpoint.remove()
+            raise
+    await checkpoint.remove()
     keys = cluster.codec.user_range(plan.keys)
     return RestoreSummary(
         total_ranges=len(plan.files),
@@ -138,30 +163,43 @@ async def holds_data(cluster: Cluster, keys: KeyRange[ApiKey]) -> bool:
     return False
 
 
-async def _split(cluster: Cluster, plan: RestorePlan, options: RestoreOptions, listener: Listener) -> None:
+async def _split(
+    cluster: Cluster, plan: RestorePlan, left: Sequence[FileWork], options: RestoreOptions, listener: Listener
+) -> None:
     if not can_split(cluster):
         message = f"the cluster is older than {MIN_SPLIT}, so its regions are not split beforehand"
         listener(Note(level="info", message=message))
         return
     limits = await region_limits(cluster)
+    # Of all files, so that another try finds the same borders.
     keys = plan_splits(
         plan.files,
         max_bytes=options.merge_region_size or limits.size,
         max_keys=options.merge_region_keys or limits.keys,
     )
     await split_and_scatter(
-        cluster, keys, max_keys=options.split_region_max_keys, budget_s=options.budget_s, listener=listener
+        cluster,
+        borders_of(keys, [work.planned for work in left]),
+        max_keys=options.split_region_max_keys,
+        budget_s=options.budget_s,
+        listener=listener,
     )
 
 
 async def _import(
-    cluster: Cluster, storage: Storage, plan: RestorePlan, options: RestoreOptions, listener: Listener
+    cluster: Cluster,
+    storage: Storage,
+    plan: RestorePlan,
+    checkpoint: RestoreCheckpoint,
+    options: RestoreOptions,
+    listener: Listener,
 ) -> None:
     wanted = cluster.codec.region_range(plan.keys)
-    async with hold(*_leases(cluster, options, listener)):
+    # The checkpoint ends with the leases: a job that is told to stop has time for one of them only.
+    async with hold(checkpoint, *_leases(cluster, options, listener)):
         with contextlib.suppress(TransientError):
             # One look at all regions instead of one per file; what is missing is looked up when it is needed.
-            await cluster.regions.cover(wanted)
+            await cluster.regions.survey(wanted)
         downloader = Downloader(
             cluster,
             storage=storage,
@@ -170,8 +208,10 @@ async def _import(
             rate_limit=options.rate_limit,
         )
         restorer = Restorer(cluster, downloader=downloader, budget_s=options.budget_s)
-        progress = _FilesDone(plan, listener)
-        await restorer.run(plan.files, concurrency=options.concurrency, on_done=progress.add)
+        progress = _FilesDone(checkpoint.works, listener)
+        await restorer.run(
+            checkpoint.left, concurrency=options.concurrency, on_done=progress.add, on_part=checkpoint.add
+        )
 
 
 def _leases(cluster: Cluster, options: RestoreOptions, listener: Listener) -> Iterable[Lease]:
@@ -184,11 +224,14 @@ def _leases(cluster: Cluster, options: RestoreOptions, listener: Listener) -> It
 class _FilesDone:
     """Counts files and tells the listener; a file that was cut counts in full here."""
 
-    def __init__(self, plan: RestorePlan, listener: Listener) -> None:
-        self._total = len(plan.files)
+    def __init__(self, works: Sequence[FileWork], listener: Listener) -> None:
+        self._total = len(works)
         self._listener = listener
         self._started = time.monotonic()
-        self._done = self._kvs = self._bytes = 0
+        finished = [work.planned.file for work in works if not work.todo]
+        self._done = len(finished)
+        self._kvs = sum(file.total_kvs for file in finished)
+        self._bytes = sum(file.total_bytes for file in finished)
         self._tell()
 
     def add(self, planned: PlannedFile) -> None:

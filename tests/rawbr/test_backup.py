@@ -28,8 +28,9 @@ from airflow_provider_tikvbr.proto import brpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import safepoint
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.events import Progress
+from airflow_provider_tikvbr.rawbr.files import read_file
 from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
-from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_file, read_meta
+from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher

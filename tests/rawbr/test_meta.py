@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from airflow_provider_tikvbr.exceptions import (
     StorageUnavailableError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.files import check_files, read_file
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
     backup_range,
     backup_ts_in,
     build_meta,
-    check_files,
-    read_file,
     read_meta,
     withdraw_meta,
     write_meta,
@@ -244,40 +242,6 @@ async def test_metas_that_cannot_be_used(storage: Storage) -> None:
         await storage.write(META_NAME, meta.SerializeToString())
         with pytest.raises(BackupInvalidError, match=f"backupmeta in local:///.* cannot be used: {says}"):
             await read_meta(storage)
-
-
-# --- files ---
-
-
-async def test_missing_and_wrong_files_are_named(storage: Storage) -> None:
-    await storage.write("1/a.sst", b"1")
-    await storage.write("2/b.sst", b"22")
-    files = small_meta().files
-    await check_files(storage, files)
-    await storage.write("2/b.sst", b"333")
-    with pytest.raises(BackupFileError, match=r"damaged: 2/b\.sst has 3 bytes instead of 2$") as caught:
-        await check_files(storage, files)
-    assert caught.value.file == "2/b.sst"
-    await storage.delete("1/a.sst")
-    with pytest.raises(BackupFileError, match=r"damaged: 1/a.sst is missing \(2 of 2 files are wrong\)$") as caught:
-        await check_files(storage, files)
-    assert caught.value.file == "1/a.sst"
-
-
-async def test_a_changed_file_is_not_read(tmp_path: Path) -> None:
-    shutil.copytree(FULL.path, tmp_path / "copy")
-    storage = open_storage(str(tmp_path / "copy"))
-    file = (await read_meta(storage)).files[0]
-    data = bytearray(await storage.read(file.name))
-    data[100] ^= 1
-    for changed in (bytes(data), bytes(data[:-1])):
-        await storage.write(file.name, changed)
-        with pytest.raises(BackupFileError, match=f"{file.name} is not the file that was written") as caught:
-            await read_file(storage, file)
-        assert caught.value.file == file.name
-    await storage.delete(file.name)
-    with pytest.raises(BackupFileError, match=f"{file.name} is missing"):
-        await read_file(storage, file)
 
 
 # --- the v2 layout ---

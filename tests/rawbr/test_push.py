@@ -24,8 +24,9 @@ from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, methods
 from airflow_provider_tikvbr.rawbr import gaps, push
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.coverage import idle_timeout_s
+from airflow_provider_tikvbr.rawbr.files import check_files
 from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
-from airflow_provider_tikvbr.rawbr.meta import META_NAME, check_files, read_meta
+from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
