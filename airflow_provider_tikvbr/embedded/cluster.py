@@ -13,7 +13,7 @@ from types import TracebackType
 from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.data import ClusterData, UserPair
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
-from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.faults import Faults
 from airflow_provider_tikvbr.embedded.keyspaces import Keyspaces
 from airflow_provider_tikvbr.embedded.node import PdNode, StoreNode
 from airflow_provider_tikvbr.embedded.operators import Operators
@@ -77,7 +77,7 @@ class EmbeddedCluster:
     ) -> None:
         self.data_dir = data_dir
         self.api_version = api_version
-        self.failpoints = Failpoints()
+        self.faults = Faults()
         self.engines: dict[int, StoreEngine] = {}
         self._stores = stores
         self._replicas = replicas
@@ -127,6 +127,7 @@ class EmbeddedCluster:
             clock=self._clock,
         )
         topology.on_death.append(self._bury)
+        self.faults.topology = topology
         members = tuple(
             PdMember(
                 name=f"pd-{at}",
@@ -164,6 +165,7 @@ class EmbeddedCluster:
         """Stop every server and close the data directory; a cluster that does not run is left as it is."""
         await asyncio.gather(*(node.stop() for node in self._pd_nodes.values()))
         await asyncio.gather(*(node.stop() for node in self._nodes.values()), *self._deaths)
+        await self.faults.close()
         self._nodes.clear()
         self._pd_nodes.clear()
         await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in self.engines.values()))
@@ -265,7 +267,7 @@ class EmbeddedCluster:
     async def _start_pd(self, member: PdMember, port: int) -> None:
         if self._sockets is None:
             self._sockets = Path(tempfile.mkdtemp(prefix="tikvbr-"))
-        node = PdNode(pd=self.pd, member=member, failpoints=self.failpoints, tls=self._tls, sockets=self._sockets)
+        node = PdNode(pd=self.pd, member=member, faults=self.faults, tls=self._tls, sockets=self._sockets)
         self._pd_nodes[member.name] = node
         await node.start(self._host, port)
 
@@ -294,7 +296,7 @@ class EmbeddedCluster:
             topology=self.topology,
             store_id=store.id,
             engines=self.engines,
-            failpoints=self.failpoints,
+            faults=self.faults,
             tls=self._tls,
         )
         self._nodes[store.id] = node

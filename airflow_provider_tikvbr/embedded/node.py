@@ -11,7 +11,7 @@ from pathlib import Path
 from aiohttp import web
 
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
-from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.faults import Faults
 from airflow_provider_tikvbr.embedded.mux import Mux
 from airflow_provider_tikvbr.embedded.pd_http import PdHttp
 from airflow_provider_tikvbr.embedded.pd_service import PdMember, PdService, PlacementDriver
@@ -43,7 +43,7 @@ class PdNode:
 
     :param pd: what PD knows.
     :param member: the member; it learns its address when it starts.
-    :param failpoints: the faults that tests inject.
+    :param faults: what goes wrong at its calls.
     :param tls: TLS of the port, or None.
     :param sockets: a private directory for the Unix socket.
     """
@@ -53,13 +53,13 @@ class PdNode:
         *,
         pd: PlacementDriver,
         member: PdMember,
-        failpoints: Failpoints,
+        faults: Faults,
         tls: ServerTls | None,
         sockets: Path,
     ) -> None:
         self._member = member
         self._grpc_path = str(sockets / f"{member.name}.sock")
-        self._grpc = GrpcServer(handlers=PdService(pd, member).handlers(), failpoints=failpoints)
+        self._grpc = GrpcServer(handlers=PdService(pd, member).handlers(), faults=faults, pd_member=member.name)
         self._runner = web.AppRunner(PdHttp(pd).app(), shutdown_timeout=0.1, access_log=None)
         self._context = None if tls is None else ssl_context(tls)
         self._mux: Mux | None = None
@@ -93,7 +93,7 @@ class StoreNode:
     :param topology: the cluster.
     :param store_id: the store.
     :param engines: the RocksDB of every store.
-    :param failpoints: the faults that tests inject.
+    :param faults: what goes wrong at its calls.
     :param tls: TLS of both ports, or None.
     """
 
@@ -103,15 +103,13 @@ class StoreNode:
         topology: Topology,
         store_id: int,
         engines: Mapping[int, StoreEngine],
-        failpoints: Failpoints,
+        faults: Faults,
         tls: ServerTls | None,
     ) -> None:
         self._topology = topology
         self._store = topology.stores[store_id]
         self._tls = tls
-        self._grpc = GrpcServer(
-            handlers=store_handlers(topology, store_id, engines), failpoints=failpoints, store_id=store_id
-        )
+        self._grpc = GrpcServer(handlers=store_handlers(topology, store_id, engines), faults=faults, store_id=store_id)
         context = None if tls is None else ssl_context(tls)
         self._status = StatusServer(topology=topology, store=self._store, tls=context)
 

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.fault_calls import FaultInterceptor
+from airflow_provider_tikvbr.embedded.faults import Faults
 from airflow_provider_tikvbr.proto.methods import Method
 
 # A coroutine ``(request, context) -> response`` for a single answer, an async generator of responses for a stream; the
@@ -81,14 +82,21 @@ class GrpcServer:
     """One gRPC server.
 
     :param handlers: what it serves.
-    :param failpoints: the faults that tests inject.
+    :param faults: what goes wrong at its calls.
     :param store_id: the store that it belongs to; None for PD.
+    :param pd_member: name of the member of PD that it belongs to; empty for a store.
     """
 
     def __init__(
-        self, *, handlers: Iterable[grpc.GenericRpcHandler], failpoints: Failpoints, store_id: int | None = None
+        self,
+        *,
+        handlers: Iterable[grpc.GenericRpcHandler],
+        faults: Faults,
+        store_id: int | None = None,
+        pd_member: str = "",
     ) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[failpoints.interceptor(store_id)])
+        interceptor = FaultInterceptor(faults, store_id=store_id, pd_member=pd_member)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[interceptor])
         self._server.add_generic_rpc_handlers(tuple(handlers))
 
     async def start(self, address: str, *, tls: ServerTls | None = None) -> int:

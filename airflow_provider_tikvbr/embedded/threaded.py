@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.data import UserPair
-from airflow_provider_tikvbr.embedded.failpoints import Failpoints
+from airflow_provider_tikvbr.embedded.faults import Faults
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, KeyRange, UserKey
 
@@ -114,9 +114,9 @@ class ThreadedCluster:
         return self.cluster.topology
 
     @property
-    def failpoints(self) -> Failpoints:
-        """The faults that tests inject."""
-        return self.cluster.failpoints
+    def faults(self) -> Faults:
+        """What goes wrong at its calls; rules may be added from any thread."""
+        return self.cluster.faults
 
     def put(self, pairs: Iterable[tuple[UserKey, bytes] | tuple[UserKey, bytes, int]]) -> None:
         """Write pairs fast."""

@@ -322,7 +322,7 @@ class World:
     @contextmanager
     def trouble(self, row: Row, cluster: ThreadedCluster) -> Iterator[None]:
         """What a row wants the cluster to do meanwhile."""
-        points = cluster.failpoints
+        points = cluster.faults
         if row.at == "down":
             points.fail(FAILS[row.job], code=grpc.StatusCode.UNAVAILABLE, times=None)
         if row.slow:

@@ -23,4 +23,4 @@ def connections(monkeypatch: pytest.MonkeyPatch, source: ThreadedCluster) -> Ite
     connect(monkeypatch, "tikv_default", source)
     connect(monkeypatch, "tikv_nowhere", "127.0.0.1:1", connect_timeout="300ms")
     yield
-    source.failpoints.clear()
+    source.faults.clear()

@@ -291,7 +291,7 @@ def test_a_cluster_that_is_away_is_worth_a_retry(tmp_path: Path) -> None:
 def test_a_store_that_stays_away_is_worth_a_retry_and_leaves_no_backupmeta(
     source: ThreadedCluster, tmp_path: Path
 ) -> None:
-    source.failpoints.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
+    source.faults.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
     with pytest.raises(TransientError):
         operator(tmp_path, budget="500ms").execute({})
     assert not (tmp_path / "backup" / "backupmeta").exists()
@@ -302,10 +302,10 @@ def test_a_retry_takes_over_the_lock_of_its_first_try(source: ThreadedCluster, t
         dag_id, task_id, run_id, map_index = "dag", "task", "manual__1", -1
 
     context: Any = {"ti": TaskInstance()}
-    source.failpoints.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
+    source.faults.fail(BACKUP, code=grpc.StatusCode.UNAVAILABLE, times=None)
     with pytest.raises(TransientError):
         operator(tmp_path, budget="500ms").execute(context)
-    source.failpoints.clear()
+    source.faults.clear()
     assert operator(tmp_path).execute(context)["total_kv"] == 300
 
 
@@ -318,7 +318,7 @@ def test_a_killed_backup_ends_at_once_and_cleans_up(
     with ThreadedCluster(data_dir=tmp_path_factory.mktemp("v2"), api_version=ApiVersion.V2, stores=3) as cluster:
         fill(cluster)
         connect(monkeypatch, "tikv_v2", cluster)
-        stuck = cluster.failpoints.fail(BACKUP, delay_s=3600, times=None)
+        stuck = cluster.faults.fail(BACKUP, delay_s=3600, times=None)
         held: list[int] = []
         task = operator(tmp_path, tikv_conn_id="tikv_v2", remove_schedulers=True)
 

@@ -101,14 +101,14 @@ def test_a_cluster_that_is_away_is_worth_a_retry() -> None:
 
 
 def test_a_store_that_stays_away_is_worth_a_retry(target: ThreadedCluster) -> None:
-    target.failpoints.fail(IMPORT_DOWNLOAD, code=grpc.StatusCode.UNAVAILABLE, times=None)
+    target.faults.fail(IMPORT_DOWNLOAD, code=grpc.StatusCode.UNAVAILABLE, times=None)
     with pytest.raises(TransientError):
         operator(budget="500ms").execute({})
     assert target.apply(lambda c: c.pd.schedulers.paused()) == {}
 
 
 def test_a_killed_restore_ends_at_once_and_puts_the_cluster_back(target: ThreadedCluster) -> None:
-    stuck = target.failpoints.fail(IMPORT_DOWNLOAD, delay_s=3600, times=None)
+    stuck = target.faults.fail(IMPORT_DOWNLOAD, delay_s=3600, times=None)
     paused: list[bool] = []
     task = operator()
 

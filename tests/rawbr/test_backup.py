@@ -250,7 +250,7 @@ async def test_a_store_that_cannot_write_ends_the_backup(tmp_path: Path) -> None
     place = tmp_path / "place"
     async with cluster(tmp_path, V2) as (embedded, client):
         refusal = failed('Io(Os { code: 13, kind: PermissionDenied, message: "Permission denied" })')
-        embedded.failpoints.fail(methods.BACKUP, response=refusal, store_id=2, times=None)
+        embedded.faults.fail(methods.BACKUP, response=refusal, store_id=2, times=None)
         with pytest.raises(StorageError, match=r"store 2 .* may not write to local:///.*/place") as caught:
             await run(client, place)
         assert caught.value.store_id == 2
@@ -357,7 +357,7 @@ async def test_a_safepoint_that_was_lost_ends_the_backup(tmp_path: Path, monkeyp
     place = tmp_path / "place"
     async with cluster(tmp_path, V2) as (embedded, client):
         safe_points = embedded.pd.safe_points
-        slow = embedded.failpoints.fail(methods.BACKUP, delay_s=2.0)
+        slow = embedded.faults.fail(methods.BACKUP, delay_s=2.0)
 
         def lose() -> None:
             (service,) = safe_points.services()
@@ -417,7 +417,7 @@ async def test_a_file_that_a_given_up_request_may_overwrite_is_read(asked_again:
     async with cluster(tmp_path) as (embedded, client):
         first = embedded.topology.region_of(RegionKey(b""))
         if asked_again:
-            embedded.failpoints.fail(
+            embedded.faults.fail(
                 methods.BACKUP, code=grpc.StatusCode.UNAVAILABLE, store_id=first.leader_store_id, times=1
             )
         name = f"{first.leader_store_id}/{first.id}_{first.version}_default.sst"
@@ -490,7 +490,7 @@ async def test_a_checksum_that_differs(tmp_path: Path) -> None:
 
 async def test_a_backup_that_cannot_be_compared_is_not_made_again(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        embedded.faults.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
         with pytest.raises(UnverifiedError, match=r"place is complete, but could not be compared .*; do not back up"):
             await run(client, tmp_path / "place", checksum=True, budget="300ms")
         assert undisturbed(embedded)

@@ -86,13 +86,13 @@ async def test_nothing_there(tmp_path: Path) -> None:
 )
 async def test_regions_that_refuse_are_asked_again(answer: kvrpcpb_pb2.RawChecksumResponse, tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(RAW_CHECKSUM, response=answer, times=5)
+        embedded.faults.fail(RAW_CHECKSUM, response=answer, times=5)
         assert await cluster_checksum(client, client.codec.api_range(users(5, 395))) == checksum_of(make_pairs()[5:395])
 
 
 async def test_a_store_that_is_not_there_for_a_moment(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, store_id=1, times=4)
+        embedded.faults.fail(RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, store_id=1, times=4)
         assert await cluster_checksum(client, client.codec.api_range(users(None, None))) == checksum_of(make_pairs())
 
 
@@ -101,7 +101,7 @@ async def test_regions_and_leaders_that_move_meanwhile(version: ApiVersion, tmp_
     events = Events()
     async with cluster(tmp_path, version, replicas=3) as (embedded, client):
         topology = embedded.topology
-        slow = embedded.failpoints.fail(RAW_CHECKSUM, delay_s=0.3, times=8)
+        slow = embedded.faults.fail(RAW_CHECKSUM, delay_s=0.3, times=8)
 
         def move() -> None:
             for region in topology.regions:
@@ -117,14 +117,14 @@ async def test_regions_and_leaders_that_move_meanwhile(version: ApiVersion, tmp_
 async def test_a_region_that_never_answers(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
         answer = refused(server_is_busy=errorpb_pb2.ServerIsBusy(reason="testing"))
-        embedded.failpoints.fail(RAW_CHECKSUM, response=answer, store_id=2, times=None)
+        embedded.faults.fail(RAW_CHECKSUM, response=answer, store_id=2, times=None)
         with pytest.raises(BudgetExceededError, match=r"after 0.3 s without progress: store 2 .* is busy"):
             await cluster_checksum(client, client.codec.api_range(users(None, None)), budget_s=0.3)
 
 
 async def test_a_call_that_takes_longer_than_the_budget_is_made_again(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(RAW_CHECKSUM, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
+        embedded.faults.fail(RAW_CHECKSUM, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
         found = await cluster_checksum(client, client.codec.api_range(users(None, None)), budget_s=0.3)
     assert found == checksum_of(make_pairs())
 
@@ -134,7 +134,7 @@ async def test_a_store_counts_some_regions_at_a_time(tmp_path: Path, monkeypatch
     events = Events()
     async with cluster(tmp_path) as (embedded, client):
         led = sum(region.led_by(1) for region in embedded.topology.regions)
-        slow = embedded.failpoints.fail(RAW_CHECKSUM, store_id=1, delay_s=30, times=None)
+        slow = embedded.faults.fail(RAW_CHECKSUM, store_id=1, delay_s=30, times=None)
         monkeypatch.setattr(checksum_module, "PROGRESS_INTERVAL_S", 0.0)
         keys = client.codec.api_range(users(None, None))
         job = asyncio.ensure_future(cluster_checksum(client, keys, listener=events))
@@ -147,14 +147,14 @@ async def test_a_store_counts_some_regions_at_a_time(tmp_path: Path, monkeypatch
 async def test_a_region_that_refuses_for_good(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
         answer = refused(key_not_in_region=errorpb_pb2.KeyNotInRegion(region_id=1))
-        embedded.failpoints.fail(RAW_CHECKSUM, response=answer)
+        embedded.faults.fail(RAW_CHECKSUM, response=answer)
         with pytest.raises(RegionRefusedError):
             await cluster_checksum(client, client.codec.api_range(users(None, None)))
 
 
 async def test_stopping_ends_it(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        slow = embedded.failpoints.fail(RAW_CHECKSUM, delay_s=30, times=None)
+        slow = embedded.faults.fail(RAW_CHECKSUM, delay_s=30, times=None)
         job = asyncio.ensure_future(cluster_checksum(client, client.codec.api_range(users(None, None))))
         with pytest.raises(asyncio.CancelledError):
             await meanwhile(job, lambda: slow.hits == 8, job.cancel)

@@ -133,7 +133,7 @@ async def test_what_older_clusters_cannot_do(
     async with posing(tmp_path, api, at, at, full=filled) as embedded:
         topology = embedded.topology
         (_, last) = topology.stores.values()
-        made = [embedded.failpoints.fail(method, delay_s=0, times=None) for method in CHANGES]
+        made = [embedded.faults.fail(method, delay_s=0, times=None) for method in CHANGES]
         for older, pd in ((below, ""), (f"{at}-alpha", ""), (f"v{below}", at)):
             last.version, topology.version_set = older, pd
             async with await connect(embedded) as cluster:
@@ -165,7 +165,7 @@ async def test_a_backup_ts_needs_every_store(versions: tuple[str, ...], pd: str,
     """Below 6.2 the backup is made without one, and PD's GC is not held for it."""
     async with posing(tmp_path, V2, *versions) as embedded:
         embedded.topology.version_set = pd
-        held_gc = embedded.failpoints.fail(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, delay_s=0, times=None)
+        held_gc = embedded.faults.fail(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, delay_s=0, times=None)
         async with await connect(embedded) as cluster:
             summary = await run_backup(cluster, tmp_path / "place", checksum=True)
         assert (summary.backup_ts is not None) == told
@@ -189,7 +189,7 @@ async def test_regions_are_split_beforehand_from_5_2_on(
     async with posing(tmp_path, V1, *versions, full=False) as embedded:
         embedded.topology.version_set = pd
         before, events = len(embedded.topology.regions), Events()
-        asked = embedded.failpoints.fail(methods.KV_SPLIT_REGION, delay_s=0, times=None)
+        asked = embedded.faults.fail(methods.KV_SPLIT_REGION, delay_s=0, times=None)
         async with await connect(embedded) as cluster:
             await run_restore(cluster, golden, events, merge_region_key_count=1)
         assert (bool(asked.hits), len(embedded.topology.regions) > before) == (split, split)
@@ -211,7 +211,7 @@ async def test_files_are_ingested_as_each_store_can(
     """The oldest releases take one file a call; the stores of a cluster may differ."""
     golden = Golden("v1", "full")
     async with posing(tmp_path, V1, *versions, full=False) as embedded:
-        single = embedded.failpoints.fail(methods.IMPORT_INGEST, delay_s=0, times=None)
+        single = embedded.faults.fail(methods.IMPORT_INGEST, delay_s=0, times=None)
         async with await connect(embedded) as cluster:
             await run_restore(cluster, golden)
         assert bool(single.hits) == one_by_one
@@ -222,7 +222,7 @@ async def test_files_are_ingested_as_each_store_can(
 async def test_a_proxy_without_multi_ingest(tmp_path: Path) -> None:
     golden = Golden("v2", "full")
     async with posing(tmp_path, V2, "8.5.0", full=False) as embedded:
-        embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
+        embedded.faults.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
         async with await connect(embedded) as cluster:
             await run_restore(cluster, golden, checksum=True)
         assert await held(embedded) == expected(golden)
@@ -270,7 +270,7 @@ async def test_tiflash_nodes_are_refused_or_left_out(tmp_path: Path) -> None:
             if region.peer_on(flash.id) is not None:
                 topology.move_peer(region.id, flash.id, 1)
         flash.labels["engine"] = "tiflash"
-        called = [embedded.failpoints.fail(m, delay_s=0, times=None, store_id=flash.id) for m in CHANGES[:-2]]
+        called = [embedded.faults.fail(m, delay_s=0, times=None, store_id=flash.id) for m in CHANGES[:-2]]
         with pytest.raises(UnsupportedError, match=rf"has TiFlash nodes, .*store {flash.id} \({flash.address}"):
             await connect(embedded)
         # PD counts the TiFlash node's version; it does no work of ours.
@@ -293,7 +293,7 @@ async def test_a_store_that_is_being_removed_serves_what_it_has(state: str, tmp_
         leaving.state, leaving.node_state = 1, 1 if state == "offline" else 2
         assert any(region.led_by(2) for region in embedded.topology.regions)
         touched = {
-            method: embedded.failpoints.fail(method, delay_s=0, times=None, store_id=2)
+            method: embedded.faults.fail(method, delay_s=0, times=None, store_id=2)
             for method in (
                 methods.IMPORT_DOWNLOAD,
                 methods.IMPORT_MULTI_INGEST,

@@ -104,7 +104,7 @@ async def test_an_error_that_passes_costs_nothing(method: Method[Any, Any], resp
     # Every other kind with the keys of V2, which have three forms.
     golden = V2_FULL if PASSING.index(next(p for p in PASSING if p[2] is response)) % 2 else V1_FULL
     async with target(tmp_path, golden.api_version, stores=2, replicas=2, split_keys=[b"user:"]) as (embedded, cluster):
-        point = embedded.failpoints.fail(method, response=response, times=3)
+        point = embedded.faults.fail(method, response=response, times=3)
         await run(cluster, checksum=True)
         assert point.hits == 3
         assert await held(embedded) == expected(golden)
@@ -122,8 +122,8 @@ async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
 ) -> None:
     monkeypatch.setattr(ingest, "UNKNOWN_BUDGET_S", 0.05)
     async with target(tmp_path) as (embedded, cluster):
-        downloads = embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, times=None)
-        embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, response=response, times=12)
+        downloads = embedded.faults.fail(methods.IMPORT_DOWNLOAD, times=None)
+        embedded.faults.fail(methods.IMPORT_MULTI_INGEST, response=response, times=12)
         await run(cluster, checksum=True)
     files = len((await read_meta(open_storage(V1_FULL.url))).files)
     assert (downloads.hits > files) == fresh
@@ -131,7 +131,7 @@ async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
 
 async def test_a_download_that_takes_longer_than_the_budget_is_tried_again(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
+        embedded.faults.fail(methods.IMPORT_DOWNLOAD, code=grpc.StatusCode.DEADLINE_EXCEEDED, delay_s=0.4)
         await run(cluster, checksum=True, budget="300ms")
         assert await held(embedded) == expected(V1_FULL)
 
@@ -139,8 +139,8 @@ async def test_a_download_that_takes_longer_than_the_budget_is_tried_again(tmp_p
 async def test_a_peer_that_is_another_by_now_is_looked_up(tmp_path: Path) -> None:
     another = ingest_error(mismatch_peer_id=errorpb_pb2.MismatchPeerId(request_peer_id=1, store_peer_id=2))
     async with target(tmp_path) as (embedded, cluster):
-        looks = embedded.failpoints.fail(methods.PD_GET_REGION_BY_ID, times=None)
-        point = embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, response=another)
+        looks = embedded.faults.fail(methods.PD_GET_REGION_BY_ID, times=None)
+        point = embedded.faults.fail(methods.IMPORT_MULTI_INGEST, response=another)
         await run(cluster, checksum=True)
         assert (point.hits, looks.hits) == (1, 1)
 
@@ -157,7 +157,7 @@ async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
 
     storage = Renewing(path=Path(V1_FULL.url.removeprefix("local://")))
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, response=download_error("ExpiredToken"), times=2)
+        embedded.faults.fail(methods.IMPORT_DOWNLOAD, response=download_error("ExpiredToken"), times=2)
         await restore(cluster, storage, restore_options(budget="15s", checksum=True))
         assert await held(embedded) == expected(V1_FULL)
     files = len((await read_meta(storage)).files)
@@ -169,7 +169,7 @@ async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
 async def test_a_lost_answer_costs_nothing(method: Method[Any, Any], tmp_path: Path) -> None:
     async with target(tmp_path, stores=2, replicas=2) as (embedded, cluster):
         for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.UNKNOWN):
-            embedded.failpoints.fail(method, code=code)
+            embedded.faults.fail(method, code=code)
         await run(cluster, checksum=True)
         assert await held(embedded) == expected(V1_FULL)
         assert nobody_died(embedded)
@@ -184,7 +184,7 @@ async def test_the_leader_that_a_store_hints_at_is_asked_next(tmp_path: Path) ->
                 now = stores.index(region.leader_store_id)
                 embedded.topology.transfer_leader(region.id, stores[(now + 1) % 3])
 
-        downloads = embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, times=None)
+        downloads = embedded.faults.fail(methods.IMPORT_DOWNLOAD, times=None)
         await run(cluster, at_file(0, move), concurrency=1, checksum=True)
         assert await held(embedded) == expected(V1_FULL)
         # Nothing had to be downloaded again.
@@ -234,7 +234,7 @@ async def test_a_store_that_is_down_is_waited_for(tmp_path: Path) -> None:
 
         async def bounce() -> None:
             await embedded.stop_store(3)
-            ingests = embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, times=None)
+            ingests = embedded.faults.fail(methods.IMPORT_MULTI_INGEST, times=None)
             await asyncio.sleep(0.6)
             # A peer without the file must not be told to ingest it, so nothing is ingested now.
             assert ingests.hits <= 2
@@ -276,10 +276,10 @@ async def test_a_store_that_stays_down_ends_the_restore_with_its_name(
 
 async def test_only_the_store_that_failed_downloads_again(tmp_path: Path) -> None:
     async with target(tmp_path, stores=3, replicas=3) as (embedded, cluster):
-        failing = embedded.failpoints.fail(
+        failing = embedded.faults.fail(
             methods.IMPORT_DOWNLOAD, store_id=2, response=download_error("connection reset by peer"), times=3
         )
-        others = [embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, store_id=i, times=None) for i in (1, 3)]
+        others = [embedded.faults.fail(methods.IMPORT_DOWNLOAD, store_id=i, times=None) for i in (1, 3)]
         await run(cluster, checksum=True)
         assert failing.hits == 3
         assert [point.hits for point in others] == [13, 13]
@@ -333,7 +333,7 @@ async def test_an_error_that_does_not_pass_ends_it_at_once(
     method: Method[Any, Any], response: Message, error: type[TikvBrError], reason: str, tmp_path: Path
 ) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(method, response=response, times=None)
+        embedded.faults.fail(method, response=response, times=None)
         with pytest.raises(error, match=reason) as caught:
             await run(cluster)
         assert str(caught.value).count("restoring file") == 1
@@ -344,7 +344,7 @@ async def test_an_error_that_does_not_pass_ends_it_at_once(
 async def test_stores_that_see_different_files_are_not_told_to_ingest(tmp_path: Path) -> None:
     async with target(tmp_path, stores=2, replicas=2) as (embedded, cluster):
         empty = import_sstpb_pb2.DownloadResponse(is_empty=True)
-        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, store_id=2, response=empty, times=None)
+        embedded.faults.fail(methods.IMPORT_DOWNLOAD, store_id=2, response=empty, times=None)
         with pytest.raises(BudgetExceededError, match="found different keys"):
             await run(cluster, budget="0.3s")
         assert await held(embedded) == []
@@ -353,7 +353,7 @@ async def test_stores_that_see_different_files_are_not_told_to_ingest(tmp_path: 
 async def test_a_file_without_its_pairs_is_no_success(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
         empty = import_sstpb_pb2.DownloadResponse(is_empty=True)
-        embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, response=empty, times=None)
+        embedded.faults.fail(methods.IMPORT_DOWNLOAD, response=empty, times=None)
         with pytest.raises(BackupFileError, match="but none of them in the key range"):
             await run(cluster)
 
@@ -363,7 +363,7 @@ async def test_a_file_without_its_pairs_is_no_success(tmp_path: Path) -> None:
 
 async def test_files_of_one_region_go_in_together(tmp_path: Path) -> None:
     async with target(tmp_path, stores=3, replicas=3) as (embedded, cluster):
-        ingests = embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, delay_s=0.2, times=None)
+        ingests = embedded.faults.fail(methods.IMPORT_MULTI_INGEST, delay_s=0.2, times=None)
         await run(cluster, checksum=True)
         assert await held(embedded) == expected(V1_FULL)
         # The first ones while the others come, then all that came meanwhile.
@@ -372,8 +372,8 @@ async def test_files_of_one_region_go_in_together(tmp_path: Path) -> None:
 
 async def test_stores_without_multi_ingest_are_served_one_by_one(tmp_path: Path) -> None:
     async with target(tmp_path, stores=2, replicas=2) as (embedded, cluster):
-        embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
-        single = embedded.failpoints.fail(methods.IMPORT_INGEST, times=None)
+        embedded.faults.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
+        single = embedded.faults.fail(methods.IMPORT_INGEST, times=None)
         await run(cluster, checksum=True)
         assert single.hits == 13
         assert await held(embedded) == expected(V1_FULL)
@@ -381,8 +381,8 @@ async def test_stores_without_multi_ingest_are_served_one_by_one(tmp_path: Path)
 
 async def test_regions_are_not_looked_up_for_each_file(tmp_path: Path) -> None:
     async with target(tmp_path, stores=3, split_keys=[b"idx", b"user:"]) as (embedded, cluster):
-        scans = embedded.failpoints.fail(methods.PD_SCAN_REGIONS, times=None)
-        single = embedded.failpoints.fail(methods.PD_GET_REGION, times=None)
+        scans = embedded.faults.fail(methods.PD_SCAN_REGIONS, times=None)
+        single = embedded.faults.fail(methods.PD_GET_REGION, times=None)
         await run(cluster)
         # For the look at the target's data, for the split, and once before the download.
         assert scans.hits <= 3
@@ -408,7 +408,7 @@ async def test_nothing_outside_the_wanted_range_arrives_whatever_the_regions(tmp
 
 async def test_an_unexpected_error_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.INVALID_ARGUMENT)
+        embedded.faults.fail(methods.IMPORT_MULTI_INGEST, code=grpc.StatusCode.INVALID_ARGUMENT)
         with pytest.raises(ProtocolError, match="restoring file"):
             await run(cluster)
         assert is_as_before(embedded)

@@ -69,9 +69,7 @@ async def test_a_limit_that_a_crashed_job_left_behind_goes(tmp_path: Path) -> No
 
 async def test_a_store_that_refuses_for_good_ends_the_job_and_all_is_undone(tmp_path: Path) -> None:
     async with target(tmp_path, stores=2) as (embedded, cluster):
-        embedded.failpoints.fail(
-            methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT, store_id=2, code=grpc.StatusCode.INVALID_ARGUMENT
-        )
+        embedded.faults.fail(methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT, store_id=2, code=grpc.StatusCode.INVALID_ARGUMENT)
         with pytest.raises(ProtocolError):
             async with SpeedLimitLease(cluster, bytes_per_s=5):
                 pytest.fail("the limit is not set")

@@ -104,7 +104,7 @@ async def test_what_a_store_leaves_out_is_asked_for_again(
     if version is V1 and not answer.HasField("error"):
         answer = brpb_pb2.BackupResponse(start_key=b"a", end_key=b"b")
     async with cluster(tmp_path, version) as (embedded, client):
-        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1)
+        embedded.faults.fail(methods.BACKUP, response=answer, store_id=1)
         summary = await run(client, tmp_path / "place")
         assert undisturbed(embedded, tmp_path / "place", summary)
     await check(tmp_path / "place", summary, version)
@@ -162,10 +162,10 @@ async def test_credentials_that_run_out_are_renewed(tmp_path: Path) -> None:
             return brpb_pb2.StorageBackend(local=brpb_pb2.Local(path=str(self.path) + "/." * self.looks))
 
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(methods.BACKUP, response=refused, store_id=2)
+        embedded.faults.fail(methods.BACKUP, response=refused, store_id=2)
         summary = await backup(client, Renewing(path=place), backup_options(), Events())
         await check(place, summary)
-        embedded.failpoints.fail(methods.BACKUP, response=refused, store_id=2)
+        embedded.faults.fail(methods.BACKUP, response=refused, store_id=2)
         with pytest.raises(AuthenticationError, match="ExpiredToken"):
             await run(client, tmp_path / "other")
 
@@ -180,7 +180,7 @@ def test_a_store_may_be_silent_for_as_long_as_it_waits_for_s3() -> None:
 async def test_a_stream_that_breaks_is_opened_again(code: grpc.StatusCode, tmp_path: Path) -> None:
     events = Events()
     async with cluster(tmp_path) as (embedded, client):
-        twice = embedded.failpoints.fail(methods.BACKUP, code=code, store_id=3, times=2)
+        twice = embedded.faults.fail(methods.BACKUP, code=code, store_id=3, times=2)
         summary = await run(client, tmp_path / "place", events)
         assert twice.hits == 2
     await check(tmp_path / "place", summary)
@@ -212,7 +212,7 @@ async def test_what_comes_twice_counts_once(tmp_path: Path, monkeypatch: pytest.
 async def test_a_region_that_is_refused_for_good(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
         answer = failed(disk_full=errorpb_pb2.DiskFull(store_id=[1]))
-        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1, times=None)
+        embedded.faults.fail(methods.BACKUP, response=answer, store_id=1, times=None)
         with pytest.raises(RegionRefusedError, match="disk full"):
             await run(client, tmp_path / "place")
         assert undisturbed(embedded, tmp_path / "place")
@@ -221,7 +221,7 @@ async def test_a_region_that_is_refused_for_good(tmp_path: Path) -> None:
 async def test_an_answer_beside_the_question_ends_the_backup(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
         answer = brpb_pb2.BackupResponse(start_key=b"a", end_key=b"zzz")
-        embedded.failpoints.fail(methods.BACKUP, response=answer, store_id=1)
+        embedded.faults.fail(methods.BACKUP, response=answer, store_id=1)
         with pytest.raises(ProtocolError, match="when asked for"):
             await run(client, tmp_path / "place", start="6b", end="6c")
         assert undisturbed(embedded, tmp_path / "place")
@@ -229,7 +229,7 @@ async def test_an_answer_beside_the_question_ends_the_backup(tmp_path: Path) -> 
 
 async def test_leaders_that_move_before_their_store_looks(tmp_path: Path) -> None:
     async with cluster(tmp_path, replicas=3) as (embedded, client):
-        slow = embedded.failpoints.fail(methods.BACKUP, store_id=1, delay_s=0.3)
+        slow = embedded.faults.fail(methods.BACKUP, store_id=1, delay_s=0.3)
         job = run(client, tmp_path / "place")
         summary = await meanwhile(job, lambda: slow.hits == 1, lambda: move_leaders(embedded, 1))
     await check(tmp_path / "place", summary)
@@ -237,7 +237,7 @@ async def test_leaders_that_move_before_their_store_looks(tmp_path: Path) -> Non
 
 async def test_regions_that_split_meanwhile(tmp_path: Path) -> None:
     async with cluster(tmp_path, V2) as (embedded, client):
-        slow = embedded.failpoints.fail(methods.BACKUP, delay_s=0.3, times=3)
+        slow = embedded.faults.fail(methods.BACKUP, delay_s=0.3, times=3)
         job = run(client, tmp_path / "place")
         split = [key(i) for i in range(25, 400, 50)]
         summary = await meanwhile(job, lambda: slow.hits == 3, lambda: embedded.split(split))
@@ -248,7 +248,7 @@ async def test_regions_that_split_meanwhile(tmp_path: Path) -> None:
 async def test_a_store_that_dies_leaves_its_regions_to_others(tmp_path: Path) -> None:
     events = Events()
     async with cluster(tmp_path, replicas=3) as (embedded, client):
-        slow = embedded.failpoints.fail(methods.BACKUP, store_id=2, delay_s=30)
+        slow = embedded.faults.fail(methods.BACKUP, store_id=2, delay_s=30)
         job = run(client, tmp_path / "place", events)
         summary = await meanwhile(job, lambda: slow.hits == 1, lambda: embedded.stop_store(2))
     await check(tmp_path / "place", summary)
@@ -288,7 +288,7 @@ async def test_progress_gives_new_time(tmp_path: Path, monkeypatch: pytest.Monke
         for answers in ("x", "xxx", "xx.", "xx", "x.", "x", "."):
             for answer in answers:
                 busy = failed(server_is_busy=BUSY) if answer == "x" else None
-                embedded.failpoints.fail(methods.BACKUP, response=busy, store_id=2)
+                embedded.faults.fail(methods.BACKUP, response=busy, store_id=2)
         summary = await run(client, tmp_path / "place", budget=25)
     await check(tmp_path / "place", summary)
 
@@ -324,7 +324,7 @@ async def test_a_store_that_answers_for_nothing(tmp_path: Path) -> None:
 
         client.regions.cover = lag  # type: ignore[method-assign]
         for store_id in (2, 3):
-            embedded.failpoints.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=store_id)
+            embedded.faults.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=store_id)
         summary = await run(client, tmp_path / "place")
     await check(tmp_path / "place", summary)
 
@@ -333,7 +333,7 @@ async def test_a_store_that_answers_for_nothing(tmp_path: Path) -> None:
 async def test_a_job_that_is_stopped_leaves_nothing_behind(version: ApiVersion, tmp_path: Path) -> None:
     place = tmp_path / "place"
     async with cluster(tmp_path, version) as (embedded, client):
-        slow = embedded.failpoints.fail(methods.BACKUP, store_id=1, delay_s=30)
+        slow = embedded.faults.fail(methods.BACKUP, store_id=1, delay_s=30)
         job = asyncio.ensure_future(run(client, place, remove_schedulers=True))
 
         def stop() -> None:
@@ -350,6 +350,6 @@ async def test_a_job_that_is_stopped_leaves_nothing_behind(version: ApiVersion, 
 
 async def test_the_rate_limit_goes_to_one_request_at_a_time(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (embedded, client):
-        embedded.failpoints.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=1)
+        embedded.faults.fail(methods.BACKUP, response=failed(server_is_busy=BUSY), store_id=1)
         summary = await run(client, tmp_path / "place", ratelimit=1)
     await check(tmp_path / "place", summary)

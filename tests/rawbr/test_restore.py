@@ -348,7 +348,7 @@ async def test_bad_input_is_refused_before_anything_changes(
     damage(copy)
     async with target(tmp_path) as (embedded, cluster):
         changes = [
-            embedded.failpoints.fail(method, times=None)
+            embedded.faults.fail(method, times=None)
             for method in (methods.KV_SPLIT_REGION, methods.IMPORT_SWITCH_MODE, methods.IMPORT_DOWNLOAD)
         ]
         with pytest.raises(error, match=reason) as caught:

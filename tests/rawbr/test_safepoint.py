@@ -98,10 +98,10 @@ async def test_a_pd_that_stumbles_is_asked_again(tmp_path: Path) -> None:
     events = Events()
     async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
         method = methods.PD_UPDATE_SERVICE_GC_SAFE_POINT
-        embedded.failpoints.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
+        embedded.faults.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
         async with SafepointLease(client, safe_interval_s=0, listener=events):
             assert len(embedded.pd.safe_points.services()) == 1
-            embedded.failpoints.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
+            embedded.faults.fail(method, code=grpc.StatusCode.UNAVAILABLE, times=2)
         assert not embedded.pd.safe_points.services()
     assert not events.notes
 
@@ -167,7 +167,7 @@ async def test_a_pd_that_does_not_let_it_last_is_told_of(tmp_path: Path, monkeyp
         async with SafepointLease(client, safe_interval_s=0, gc_ttl_s=100, listener=events) as lease:
             assert isinstance(lease, SafepointLease)
             method = methods.PD_UPDATE_SERVICE_GC_SAFE_POINT
-            embedded.failpoints.fail(method, code=grpc.StatusCode.INTERNAL, times=None)
+            embedded.faults.fail(method, code=grpc.StatusCode.INTERNAL, times=None)
             await lease.leave()
         assert list(embedded.pd.safe_points.services()) == [lease.service_id]
     (note,) = events.notes
@@ -177,7 +177,7 @@ async def test_a_pd_that_does_not_let_it_last_is_told_of(tmp_path: Path, monkeyp
 async def test_a_job_that_is_stopped_at_its_very_end_leaves_nothing(tmp_path: Path) -> None:
     async with cluster(tmp_path, V2, pairs=[]) as (embedded, client):
         lease = SafepointLease(client, safe_interval_s=0, gc_ttl_s=100)
-        slow = embedded.failpoints.fail(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, delay_s=0.2, times=0)
+        slow = embedded.faults.fail(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT, delay_s=0.2, times=0)
 
         async def job() -> None:
             async with lease:

@@ -93,7 +93,7 @@ async def test_a_region_that_would_not_split_is_asked_again(
     tmp_path: Path, response: kvrpcpb_pb2.SplitRegionResponse
 ) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        point = embedded.failpoints.fail(methods.KV_SPLIT_REGION, response=response, times=2)
+        point = embedded.faults.fail(methods.KV_SPLIT_REGION, response=response, times=2)
         await split_at(cluster, KEYS)
         assert point.hits == 2
         assert starts(embedded) >= set(KEYS)
@@ -106,7 +106,7 @@ async def test_a_leader_that_has_moved_is_followed(tmp_path: Path) -> None:
         embedded.topology.transfer_leader(region.id, 2)
         leader = errorpb_pb2.NotLeader(region_id=region.id)
         leader.leader.id, leader.leader.store_id = hint.id, hint.store_id
-        embedded.failpoints.fail(methods.KV_SPLIT_REGION, response=refused(not_leader=leader))
+        embedded.faults.fail(methods.KV_SPLIT_REGION, response=refused(not_leader=leader))
         await split_at(cluster, KEYS)
         assert starts(embedded) >= set(KEYS)
 
@@ -118,7 +118,7 @@ async def test_a_pd_that_is_ill_for_a_while_is_waited_for(tmp_path: Path, method
     async with target(tmp_path) as (embedded, cluster):
         header = pdpb_pb2.ResponseHeader(cluster_id=cluster.cluster_id)
         header.error.type, header.error.message = pdpb_pb2.UNKNOWN, "injected"
-        point = embedded.failpoints.fail(method, response=method.response(header=header), times=3)
+        point = embedded.faults.fail(method, response=method.response(header=header), times=3)
         await split_at(cluster, KEYS)
         assert point.hits == 3
         assert starts(embedded) >= set(KEYS)
@@ -126,7 +126,7 @@ async def test_a_pd_that_is_ill_for_a_while_is_waited_for(tmp_path: Path, method
 
 async def test_a_store_that_refuses_for_good_ends_it(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(
+        embedded.faults.fail(
             methods.KV_SPLIT_REGION, response=refused(disk_full=errorpb_pb2.DiskFull(store_id=[1])), times=None
         )
         with pytest.raises(RegionRefusedError, match="disk full"):
@@ -135,7 +135,7 @@ async def test_a_store_that_refuses_for_good_ends_it(tmp_path: Path) -> None:
 
 async def test_without_progress_it_gives_up(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        embedded.failpoints.fail(methods.KV_SPLIT_REGION, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        embedded.faults.fail(methods.KV_SPLIT_REGION, code=grpc.StatusCode.UNAVAILABLE, times=None)
         with pytest.raises(BudgetExceededError, match=r"store 1 .* is not available"):
             await split_at(cluster, KEYS, budget_s=0.3)
 
@@ -144,7 +144,7 @@ async def test_regions_that_pd_does_not_spread_are_no_reason_to_fail(tmp_path: P
     async with target(tmp_path) as (embedded, cluster):
         header = pdpb_pb2.ResponseHeader(cluster_id=cluster.cluster_id)
         nothing = pdpb_pb2.ScatterRegionResponse(header=header, finished_percentage=0)
-        point = embedded.failpoints.fail(methods.PD_SCATTER_REGION, response=nothing, times=None)
+        point = embedded.faults.fail(methods.PD_SCATTER_REGION, response=nothing, times=None)
         events = await split_at(cluster, KEYS)
         assert point.hits == split.SCATTER_TRIES
         assert len(warnings_in(events)) == 1
@@ -153,7 +153,7 @@ async def test_regions_that_pd_does_not_spread_are_no_reason_to_fail(tmp_path: P
 
 async def test_a_pd_that_cannot_spread_is_asked_once(tmp_path: Path) -> None:
     async with target(tmp_path) as (embedded, cluster):
-        point = embedded.failpoints.fail(methods.PD_SCATTER_REGION, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
+        point = embedded.faults.fail(methods.PD_SCATTER_REGION, code=grpc.StatusCode.UNIMPLEMENTED, times=None)
         assert len(warnings_in(await split_at(cluster, KEYS))) == 1
         assert point.hits == 1
 

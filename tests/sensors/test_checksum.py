@@ -41,7 +41,7 @@ def connections(monkeypatch: pytest.MonkeyPatch, cluster: ThreadedCluster) -> It
     connect(monkeypatch, "tikv_default", cluster)
     connect(monkeypatch, "tikv_nowhere", "127.0.0.1:1", connect_timeout="300ms")
     yield
-    cluster.failpoints.clear()
+    cluster.faults.clear()
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_cluster_that_is_away_is_worth_a_retry(backup: str) -> None:
 
 
 def test_a_killed_comparison_ends_at_once(cluster: ThreadedCluster, backup: str) -> None:
-    stuck = cluster.failpoints.fail(KV_RAW_CHECKSUM, delay_s=3600, times=None)
+    stuck = cluster.faults.fail(KV_RAW_CHECKSUM, delay_s=3600, times=None)
     task = sensor(backup)
     with soon(lambda: stuck.hits >= 1, task.on_kill), pytest.raises(JobCancelledError):
         task.execute({})

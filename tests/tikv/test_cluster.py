@@ -46,7 +46,7 @@ def stores_of(embedded: EmbeddedCluster, *more: metapb_pb2.Store) -> pdpb_pb2.Ge
 
 def tell(embedded: EmbeddedCluster, answer: pdpb_pb2.GetAllStoresResponse) -> None:
     """Let PD tell this of the stores from now on."""
-    embedded.failpoints.fail(methods.PD_GET_ALL_STORES, response=answer, times=None)
+    embedded.faults.fail(methods.PD_GET_ALL_STORES, response=answer, times=None)
 
 
 async def refused(kind: type[e.TikvBrError], embedded: EmbeddedCluster, **fields: Any) -> str:
@@ -317,7 +317,7 @@ async def test_a_cluster_without_stores_yet(embedded: EmbeddedCluster) -> None:
 
 
 async def test_cancelling_a_connect(embedded: EmbeddedCluster) -> None:
-    point = embedded.failpoints.fail(methods.PD_GET_ALL_STORES, delay_s=30, times=None)
+    point = embedded.faults.fail(methods.PD_GET_ALL_STORES, delay_s=30, times=None)
     task = asyncio.create_task(Cluster.connect(options(embedded)))
     await until(lambda: point.hits)
     task.cancel()

@@ -107,7 +107,7 @@ async def test_a_pd_that_has_no_error_type_for_it(tmp_path: Path) -> None:
         error = pdpb_pb2.Error(type=pdpb_pb2.UNKNOWN, message="keyspace does not exist")
         header = pdpb_pb2.ResponseHeader(cluster_id=embedded.topology.cluster_id, error=error)
         answer = keyspacepb_pb2.LoadKeyspaceResponse(header=header)
-        embedded.failpoints.fail(methods.KEYSPACE_LOAD, response=answer)
+        embedded.faults.fail(methods.KEYSPACE_LOAD, response=answer)
         assert "knows no keyspace 'orders'" in await refused(InvalidOptionError, embedded, keyspace="orders")
 
 

@@ -102,16 +102,16 @@ async def test_scatter(pd: PDClient, cluster: EmbeddedCluster) -> None:
 
 
 async def test_an_error_of_a_moment_is_tried_again(pd: PDClient, cluster: EmbeddedCluster) -> None:
-    point = cluster.failpoints.fail(methods.PD_GET_REGION, code=grpc.StatusCode.UNAVAILABLE, times=2)
+    point = cluster.faults.fail(methods.PD_GET_REGION, code=grpc.StatusCode.UNAVAILABLE, times=2)
     assert await pd.region(RegionKey(b"")) is not None
     assert point.hits == 2
-    point = cluster.failpoints.fail(methods.PD_TSO, code=grpc.StatusCode.UNAVAILABLE, times=1)
+    point = cluster.faults.fail(methods.PD_TSO, code=grpc.StatusCode.UNAVAILABLE, times=1)
     assert await pd.tso() > 0
     assert point.hits == 1
 
 
 async def test_a_refusal_is_not_tried_again(pd: PDClient, cluster: EmbeddedCluster) -> None:
-    point = cluster.failpoints.fail(methods.PD_GET_REGION, code=grpc.StatusCode.INVALID_ARGUMENT, times=None)
+    point = cluster.faults.fail(methods.PD_GET_REGION, code=grpc.StatusCode.INVALID_ARGUMENT, times=None)
     with pytest.raises(ProtocolError):
         await pd.region(RegionKey(b""))
     assert point.hits == 1
@@ -120,7 +120,7 @@ async def test_a_refusal_is_not_tried_again(pd: PDClient, cluster: EmbeddedClust
 async def test_an_error_in_the_header_is_an_answer(pd: PDClient, cluster: EmbeddedCluster) -> None:
     header = pdpb_pb2.ResponseHeader(cluster_id=pd.cluster_id, error=pdpb_pb2.Error(type="NOT_BOOTSTRAPPED"))
     answer = pdpb_pb2.GetAllStoresResponse(header=header)
-    point = cluster.failpoints.fail(methods.PD_GET_ALL_STORES, response=answer, times=None)
+    point = cluster.faults.fail(methods.PD_GET_ALL_STORES, response=answer, times=None)
     with pytest.raises(PDUnavailableError, match="no TiKV store has joined it"):
         await pd.stores()
     assert point.hits == 1
@@ -128,14 +128,14 @@ async def test_an_error_in_the_header_is_an_answer(pd: PDClient, cluster: Embedd
 
 async def test_another_cluster_at_the_same_address(pd: PDClient, cluster: EmbeddedCluster) -> None:
     answer = pdpb_pb2.GetRegionResponse(header=pdpb_pb2.ResponseHeader(cluster_id=5))
-    cluster.failpoints.fail(methods.PD_GET_REGION, response=answer)
+    cluster.faults.fail(methods.PD_GET_REGION, response=answer)
     with pytest.raises(WrongClusterError, match=f"now answers for cluster 5 instead of {pd.cluster_id}"):
         await pd.region(RegionKey(b""))
 
 
 async def test_a_timestamp_without_a_time(pd: PDClient, cluster: EmbeddedCluster) -> None:
     answer = pdpb_pb2.TsoResponse(header=pdpb_pb2.ResponseHeader(cluster_id=pd.cluster_id), count=1)
-    cluster.failpoints.fail(methods.PD_TSO, response=answer)
+    cluster.faults.fail(methods.PD_TSO, response=answer)
     with pytest.raises(ProtocolError, match="without a timestamp"):
         await pd.tso()
 
@@ -150,7 +150,7 @@ async def test_stores_that_are_gone_do_not_count(pd: PDClient, cluster: Embedded
             metapb_pb2.Store(id=1, address="a:1"),
         ],
     )
-    cluster.failpoints.fail(methods.PD_GET_ALL_STORES, response=answer)
+    cluster.faults.fail(methods.PD_GET_ALL_STORES, response=answer)
     assert await pd.stores() == (Store.of(answer.stores[3]), Store.of(answer.stores[0]))
 
 
@@ -166,7 +166,7 @@ async def test_a_scan_of_an_older_pd(pd: PDClient, cluster: EmbeddedCluster) -> 
             peers=[peer.message() for peer in region.peers],
         )
         answer.leaders.append(region.leader.message() if region.leader else metapb_pb2.Peer())
-    cluster.failpoints.fail(methods.PD_SCAN_REGIONS, response=answer)
+    cluster.faults.fail(methods.PD_SCAN_REGIONS, response=answer)
     assert await pd.scan_regions(EVERYTHING, 100) == regions
 
 
@@ -176,7 +176,7 @@ async def test_a_region_without_leader(pd: PDClient, cluster: EmbeddedCluster) -
         region=metapb_pb2.Region(id=6),
         leader=metapb_pb2.Peer(),
     )
-    cluster.failpoints.fail(methods.PD_GET_REGION, response=answer)
+    cluster.faults.fail(methods.PD_GET_REGION, response=answer)
     region = await pd.region(RegionKey(b""))
     assert region is not None
     assert region.leader is None

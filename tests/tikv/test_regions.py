@@ -196,7 +196,7 @@ def test_whatever_comes_in_nothing_overlaps(looks: list[tuple[int, int, int, int
 async def test_locate_asks_once(cache: RegionCache, cluster: EmbeddedCluster) -> None:
     found = await cache.locate(key(b"05x"))
     assert (found.start, found.end) == (b"05", b"06")
-    point = cluster.failpoints.fail(methods.PD_GET_REGION, delay_s=0.05, times=None)
+    point = cluster.faults.fail(methods.PD_GET_REGION, delay_s=0.05, times=None)
     assert await cache.locate(key(b"05")) == found
     assert point.hits == 0
     # Many at once that miss the same region: not every one goes to PD.
@@ -217,16 +217,16 @@ async def test_locate_waits_for_a_leader(cache: RegionCache, cluster: EmbeddedCl
     known = await pd.region(key(b"05"))
     assert known is not None
     answer = region_answer(pd, replace(known, leader=None))
-    point = cluster.failpoints.fail(methods.PD_GET_REGION, response=answer, times=2)
+    point = cluster.faults.fail(methods.PD_GET_REGION, response=answer, times=2)
     empty = pdpb_pb2.GetRegionResponse(header=pdpb_pb2.ResponseHeader(cluster_id=pd.cluster_id))
-    missing = cluster.failpoints.fail(methods.PD_GET_REGION, response=empty, times=2)
+    missing = cluster.faults.fail(methods.PD_GET_REGION, response=empty, times=2)
     assert await cache.locate(key(b"05")) == known
     assert (point.hits, missing.hits) == (2, 2)
 
 
 async def test_locate_does_not_wait_for_ever(pd: PDClient, cluster: EmbeddedCluster) -> None:
     empty = pdpb_pb2.GetRegionResponse(header=pdpb_pb2.ResponseHeader(cluster_id=pd.cluster_id))
-    cluster.failpoints.fail(methods.PD_GET_REGION, response=empty, times=None)
+    cluster.faults.fail(methods.PD_GET_REGION, response=empty, times=None)
     with pytest.raises(BudgetExceededError, match="PD knows of no region for key 3035") as caught:
         await RegionCache(pd, budget_s=0.2).locate(key(b"05"))
     assert isinstance(caught.value.__cause__, RegionNotReadyError)
@@ -240,7 +240,7 @@ async def test_an_answer_older_than_what_a_store_told_is_not_used(
     cluster.split([UserKey(b"055")])
     # The store told of the split, PD does not know it yet.
     cache.update([replace(old, start=key(b"055"), version=old.version + 1, leader=None)])
-    cluster.failpoints.fail(methods.PD_GET_REGION, response=region_answer(pd, old), times=3)
+    cluster.faults.fail(methods.PD_GET_REGION, response=region_answer(pd, old), times=3)
     found = await cache.locate(key(b"05x"))
     assert (found.start, found.version) == (b"055", old.version + 1)
 
@@ -301,23 +301,23 @@ async def test_gaps_in_what_pd_tells_are_asked_for_again(
     good = await pd.scan_regions(EVERYTHING, 100)
     headless = replace(good[3], leader=None)
     for known in ([], good[1:], [*good[:4], *good[5:]], good[:-1], [*good[:3], headless, *good[4:]]):
-        point = cluster.failpoints.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, known))
+        point = cluster.faults.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, known))
         assert await cache.cover(EVERYTHING) == good
         assert point.hits == 1
 
 
 async def test_a_gap_that_stays_is_an_error(pd: PDClient, cluster: EmbeddedCluster) -> None:
     good = await pd.scan_regions(EVERYTHING, 100)
-    point = cluster.failpoints.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, good[1:]), times=None)
+    point = cluster.faults.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, good[1:]), times=None)
     with pytest.raises(BudgetExceededError, match=r"a gap in the regions at key \(start\): it tells region"):
         await RegionCache(pd, budget_s=0.2).cover(EVERYTHING)
     point.disarm()
-    cluster.failpoints.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, []), times=None)
+    cluster.faults.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, []), times=None)
     with pytest.raises(BudgetExceededError, match="it tells no region there"):
         await RegionCache(pd, budget_s=0.2).cover(EVERYTHING)
 
 
 async def test_overlapping_pages_do_not_count_twice(cache: RegionCache, cluster: EmbeddedCluster, pd: PDClient) -> None:
     good = await pd.scan_regions(EVERYTHING, 100)
-    cluster.failpoints.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, [*good[:5], *good[3:]]))
+    cluster.faults.fail(methods.PD_SCAN_REGIONS, response=scan_answer(pd, [*good[:5], *good[3:]]))
     assert await cache.cover(EVERYTHING) == good

@@ -253,11 +253,11 @@ async def test_backup_download_and_ingest(place: Place, embedded: EmbeddedCluste
 
 async def test_a_failed_download_may_pass_later(place: Place, embedded: EmbeddedCluster) -> None:
     answer = import_sstpb_pb2.DownloadResponse(error=import_sstpb_pb2.Error(message="put object timeout"))
-    embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, response=answer)
+    embedded.faults.fail(methods.IMPORT_DOWNLOAD, response=answer)
     with pytest.raises(e.DownloadFailedError, match="put object timeout"):
         await place.client.download(import_sstpb_pb2.DownloadRequest(name="x"))
     busy = import_sstpb_pb2.Error(store_error=errorpb_pb2.Error(server_is_busy=errorpb_pb2.ServerIsBusy(reason="b")))
-    embedded.failpoints.fail(methods.IMPORT_DOWNLOAD, response=import_sstpb_pb2.DownloadResponse(error=busy))
+    embedded.faults.fail(methods.IMPORT_DOWNLOAD, response=import_sstpb_pb2.DownloadResponse(error=busy))
     with pytest.raises(e.ServerIsBusyError):
         await place.client.download(import_sstpb_pb2.DownloadRequest(name="x"))
 

@@ -22,9 +22,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[EmbeddedCluster]:
 
 
 async def test_a_status_strikes_as_often_as_asked(cluster: EmbeddedCluster) -> None:
-    point = cluster.failpoints.fail(
-        methods.PD_GET_MEMBERS, code=grpc.StatusCode.UNAVAILABLE, details="not leader", times=2
-    )
+    point = cluster.faults.fail(methods.PD_GET_MEMBERS, code=grpc.StatusCode.UNAVAILABLE, details="not leader", times=2)
     async with PdCaller(cluster) as pd:
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError, match="not leader") as error:
@@ -35,19 +33,19 @@ async def test_a_status_strikes_as_often_as_asked(cluster: EmbeddedCluster) -> N
 
 
 async def test_a_message_stands_in_for_the_answer_until_disarmed(cluster: EmbeddedCluster) -> None:
-    point = cluster.failpoints.fail(methods.PD_GET_MEMBERS, response=pdpb_pb2.GetMembersResponse(), times=None)
+    point = cluster.faults.fail(methods.PD_GET_MEMBERS, response=pdpb_pb2.GetMembersResponse(), times=None)
     async with PdCaller(cluster) as pd:
         for _ in range(3):
             assert not (await pd.call(methods.PD_GET_MEMBERS, REQUEST)).members
         point.disarm()
         assert (await pd.call(methods.PD_GET_MEMBERS, REQUEST)).members
-        cluster.failpoints.fail(methods.PD_GET_MEMBERS, code=grpc.StatusCode.INTERNAL)
-        cluster.failpoints.clear()
+        cluster.faults.fail(methods.PD_GET_MEMBERS, code=grpc.StatusCode.INTERNAL)
+        cluster.faults.clear()
         assert (await pd.call(methods.PD_GET_MEMBERS, REQUEST)).members
 
 
 async def test_only_one_store_is_struck(cluster: EmbeddedCluster) -> None:
-    cluster.failpoints.fail(methods.IMPORT_SWITCH_MODE, code=grpc.StatusCode.UNAVAILABLE, store_id=2, times=None)
+    cluster.faults.fail(methods.IMPORT_SWITCH_MODE, code=grpc.StatusCode.UNAVAILABLE, store_id=2, times=None)
     request = import_sstpb_pb2.SwitchModeRequest(mode=import_sstpb_pb2.Import)
     async with PdCaller(cluster, address=cluster.topology.stores[1].address) as store:
         await store.call(methods.IMPORT_SWITCH_MODE, request)
@@ -59,8 +57,8 @@ async def test_only_one_store_is_struck(cluster: EmbeddedCluster) -> None:
 
 async def test_a_stream_is_struck_too(cluster: EmbeddedCluster) -> None:
     fault = brpb_pb2.BackupResponse(error=brpb_pb2.Error(msg="injected"))
-    cluster.failpoints.fail(methods.BACKUP, response=fault)
-    cluster.failpoints.fail(methods.PD_TSO, code=grpc.StatusCode.UNAVAILABLE)
+    cluster.faults.fail(methods.BACKUP, response=fault)
+    cluster.faults.fail(methods.PD_TSO, code=grpc.StatusCode.UNAVAILABLE)
     async with PdCaller(cluster, address=cluster.topology.stores[1].address) as store:
         answers = [r async for r in store.make(methods.BACKUP)(brpb_pb2.BackupRequest(), timeout=10)]
         assert [a.error.msg for a in answers] == ["injected"]
@@ -71,7 +69,7 @@ async def test_a_stream_is_struck_too(cluster: EmbeddedCluster) -> None:
 
 
 async def test_a_delay_alone_lets_the_answer_through(cluster: EmbeddedCluster) -> None:
-    point = cluster.failpoints.fail(methods.PD_GET_MEMBERS, delay_s=0.5)
+    point = cluster.faults.fail(methods.PD_GET_MEMBERS, delay_s=0.5)
     async with PdCaller(cluster) as pd:
         slow = asyncio.create_task(pd.call(methods.PD_GET_MEMBERS, REQUEST))
         await until(lambda: point.hits)
