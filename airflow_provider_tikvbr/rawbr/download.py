@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from airflow_provider_tikvbr.exceptions import (
     DownloadFailedError,
-    EpochNotMatchError,
     StoreUnavailableError,
     TransientError,
 )
@@ -24,7 +25,6 @@ from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Region
-from airflow_provider_tikvbr.tikv.retry import Backoff
 
 # Downloads that one store does for us at a time. More would only wait there, and run into their time limit.
 PER_STORE = 64
@@ -32,6 +32,8 @@ PER_STORE = 64
 # as large as regions, and a backup storage slow.
 TIMEOUT_S = 600.0
 SLOW_BYTES_PER_S = 16 << 20
+# Stores keep a downloaded file as long as the region does not change, but nobody promises for how long.
+KEPT_S = 600.0
 
 
 def timeout_s(length: int, rate_limit: int) -> float:
@@ -42,6 +44,47 @@ def timeout_s(length: int, rate_limit: int) -> float:
     """
     pace = min(rate_limit or SLOW_BYTES_PER_S, SLOW_BYTES_PER_S)
     return TIMEOUT_S + 2 * PER_STORE * length / pace
+
+
+class StoreWatch(Protocol):
+    """Who knows which stores answer."""
+
+    def check(self, store_id: int) -> None:
+        """Nothing, if a store may be asked.
+
+        :raises StoreUnavailableError: it does not answer for now, so it need not be asked.
+        """
+
+    def store_failed(self, store_id: int, error: StoreUnavailableError) -> None:
+        """A store did not answer."""
+
+    def store_answered(self, store_id: int) -> None:
+        """A store did what it was asked for."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Fetch:
+    """A file on its way to the peers of a region, as far as it has come.
+
+    :param region: the region as it was at the beginning.
+    :param missing: stores that do not have the file yet.
+    :param answers: what the others have found in it.
+    :param begun_at: when it was begun, on the event loop's clock.
+    :param refused_at: when the region first refused it for a reason that we do not know.
+    """
+
+    region: Region
+    request: import_sstpb_pb2.DownloadRequest
+    missing: set[int]
+    answers: dict[int, import_sstpb_pb2.DownloadResponse] = field(default_factory=dict)
+    begun_at: float
+    refused_at: float | None = None
+
+    def fits(self, region: Region) -> bool:
+        """Whether it may be gone on with: the region is the same, with the same peers, and stores still keep the file."""
+        known = self.region
+        same = (known.id, known.conf_ver, known.version) == (region.id, region.conf_ver, region.version)
+        return same and _now() - self.begun_at < KEPT_S
 
 
 class Downloader:
@@ -70,63 +113,60 @@ class Downloader:
         self._rate_limit = rate_limit
         self._slots: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_STORE))
 
-    async def fetch(self, file: brpb_pb2.File, region: Region, backoff: Backoff) -> import_sstpb_pb2.SSTMeta | None:
-        """Bring a file to every peer of a region; stores that cannot be reached are waited for.
+    def begin(self, file: brpb_pb2.File, region: Region) -> Fetch | None:
+        """Prepare to bring a file to every peer of a region.
 
         :param file: its entry in backupmeta.
-        :param region: as the cache knows it.
-        :param backoff: pauses between tries, and when to give up.
-        :return: what to ingest; None if the file has no pair in the region.
-        :raises EpochNotMatchError: the region has changed meanwhile.
-        :raises BudgetExceededError: some store did not manage for too long.
-        :raises BackupFileError: the file is missing or damaged.
+        :param region: as PD knows it.
+        :return: None if nothing that is wanted lies in the region.
         """
         keys = self._keys.intersect(region.keys)
         if keys is None:
             return None
-        request = self._request(file, region, keys)
         missing = {peer.store_id for peer in region.peers}
-        answers: dict[int, import_sstpb_pb2.DownloadResponse] = {}
-        while True:
-            # Afresh for each try: the credentials may be temporary ones.
-            request.storage_backend.CopyFrom(await asyncio.to_thread(self._storage.backend))
-            error = await self._try(request, missing, answers)
-            missing -= answers.keys()
-            if error is None:
-                break
-            await backoff.sleep(error)
-            # PD may have replaced the peer that fails; the file must then be on the new one.
-            now = await self._cluster.pd.region_by_id(region.id)
-            if now is None or (now.conf_ver, now.version) != (region.conf_ver, region.version):
-                raise EpochNotMatchError(
-                    f"region {region.id} has changed while {file.name} was downloaded to it",
-                    kind="epoch_not_match",
-                    region_id=region.id,
-                    current_regions=(now,) if now else (),
-                )
-        return self._sst(request, answers)
+        return Fetch(region=region, request=self._request(file, region, keys), missing=missing, begun_at=_now())
 
-    async def _try(
-        self,
-        request: import_sstpb_pb2.DownloadRequest,
-        store_ids: set[int],
-        answers: dict[int, import_sstpb_pb2.DownloadResponse],
-    ) -> TransientError | None:
+    async def go_on(self, fetch: Fetch, watch: StoreWatch) -> import_sstpb_pb2.SSTMeta | None:
+        """Ask each store once that does not have the file yet.
+
+        :param watch: knows which stores need not be asked, and is told of each that answers or does not.
+        :return: what to ingest, now that every peer has it; None if the file has no pair in the region.
+        :raises StoreUnavailableError: a store does not answer.
+        :raises DownloadFailedError: a store did not manage.
+        :raises BackupFileError: the file is missing or damaged.
+        """
+        if fetch.missing:
+            # Afresh for each try: the credentials may be temporary ones.
+            fetch.request.storage_backend.CopyFrom(await asyncio.to_thread(self._storage.backend))
+            error = await self._try(fetch, watch)
+            if error is not None:
+                raise error
+        return self._sst(fetch.request, fetch.answers)
+
+    async def _try(self, fetch: Fetch, watch: StoreWatch) -> TransientError | None:
         """Ask stores for one download each; keep their answers, and return one error of those that failed."""
 
         async def ask(store_id: int) -> TransientError | None:
             try:
                 async with self._slots[store_id]:
+                    watch.check(store_id)
                     client = await self._cluster.client(store_id)
-                    answers[store_id] = await client.download(
-                        request, timeout_s=timeout_s(request.sst.length, self._rate_limit)
+                    fetch.answers[store_id] = await client.download(
+                        fetch.request, timeout_s=timeout_s(fetch.request.sst.length, self._rate_limit)
                     )
+            except StoreUnavailableError as err:
+                watch.store_failed(store_id, err)
+                return err
             except TransientError as err:
                 return err
+            fetch.missing.discard(store_id)
+            watch.store_answered(store_id)
             return None
 
-        errors = await all_or_cancel(ask(store_id) for store_id in sorted(store_ids))
-        return next((error for error in errors if error is not None), None)
+        errors = [e for e in await all_or_cancel(ask(store_id) for store_id in sorted(fetch.missing)) if e is not None]
+        # What others wait for too comes first.
+        errors.sort(key=lambda error: not isinstance(error, StoreUnavailableError))
+        return errors[0] if errors else None
 
     def _request(
         self, file: brpb_pb2.File, region: Region, keys: KeyRange[RegionKey]
@@ -174,3 +214,7 @@ class Downloader:
         sst.CopyFrom(request.sst)
         sst.range.CopyFrom(found[0].range)
         return sst
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from airflow_provider_tikvbr.exceptions import TikvBrError, TransientError
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
@@ -26,6 +26,8 @@ UNDO_S = 3.0
 UNDO_PAUSE_S = 0.2
 # After a renewal that failed somewhere.
 RENEW_AGAIN_S = 10.0
+# A store needs no time for these calls; one that does not answer is not waited for by all the others.
+STORE_TIMEOUT_S = 5.0
 # How long to insist on the first request before the job fails.
 ARM_BUDGET_S = 30.0
 
@@ -92,11 +94,17 @@ class Lease(ABC):
         :raises TikvBrError: it could not be made; what was done of it is undone.
         """
         try:
-            backoff = Backoff(base_s=0.2, cap_s=2.0, budget_s=ARM_BUDGET_S)
-            await retry(self.arm, backoff)
+            await self.begin()
         except BaseException:
-            await settle(self._undo())
+            await self.stop()
             raise
+
+    async def begin(self) -> None:
+        """Make the change and keep it; whoever calls this has to call :meth:`stop` whatever comes of it.
+
+        :raises TikvBrError: it could not be made.
+        """
+        await retry(self.arm, Backoff(base_s=0.2, cap_s=2.0, budget_s=ARM_BUDGET_S))
         self._begin_to_keep()
 
     async def stop(self) -> None:
@@ -189,7 +197,7 @@ class _StoresLease(Lease):
     async def restore(self, client: StoreClient) -> None:
         """Take the change of one store back."""
 
-    async def start(self) -> None:
+    async def begin(self) -> None:
         """Change the stores and keep them so.
 
         :raises TerminalError: some store refuses.
@@ -200,9 +208,6 @@ class _StoresLease(Lease):
         except TransientError as err:
             self.listener(Note(level="warning", message=f"{self.name} is not set on every store yet: {err}"))
             told = True
-        except BaseException:
-            await self.stop()
-            raise
         self._begin_to_keep(told=told)
 
     async def arm(self) -> None:
@@ -245,7 +250,7 @@ class ImportModeLease(_StoresLease):
 
     async def change(self, client: StoreClient) -> None:
         """Switch one store to import mode."""
-        await client.switch_mode(import_mode=True)
+        await client.switch_mode(import_mode=True, timeout_s=STORE_TIMEOUT_S)
 
     async def restore(self, client: StoreClient) -> None:
         """Switch one store to normal mode."""
@@ -272,7 +277,7 @@ class SpeedLimitLease(_StoresLease):
 
     async def change(self, client: StoreClient) -> None:
         """Limit one store."""
-        await client.set_download_speed_limit(self.bytes_per_s)
+        await client.set_download_speed_limit(self.bytes_per_s, timeout_s=STORE_TIMEOUT_S)
 
     async def restore(self, client: StoreClient) -> None:
         """Let one store download at full speed."""
@@ -332,23 +337,33 @@ def temporary_settings(config: Mapping[str, Any], *, stores: int) -> dict[str, i
     return found
 
 
-@contextlib.asynccontextmanager
-async def hold(*leases: Lease) -> AsyncIterator[None]:
-    """Hold several leases; they start one after another and are taken back all at once.
+class Held(Protocol):
+    """What is begun before a job and ended after it."""
 
-    :raises TikvBrError: one could not start; those before it are undone.
+    async def begin(self) -> None:
+        """Begin; :meth:`stop` is called whatever comes of it."""
+
+    async def stop(self) -> None:
+        """End it."""
+
+
+@contextlib.asynccontextmanager
+async def hold(*leases: Held) -> AsyncIterator[None]:
+    """Hold several leases; they begin one after another and end all at once.
+
+    :raises TikvBrError: one could not begin; it and those before it are ended.
     """
-    started: list[Lease] = []
+    begun: list[Held] = []
     try:
         for lease in leases:
-            await lease.start()
-            started.append(lease)
+            begun.append(lease)
+            await lease.begin()
         yield
     finally:
-        await settle(_stop_all(started))
+        await settle(_stop_all(begun))
 
 
-async def _stop_all(leases: list[Lease]) -> None:
+async def _stop_all(leases: Sequence[Held]) -> None:
     done = await asyncio.gather(*(lease.stop() for lease in leases), return_exceptions=True)
     for error in done:
         if isinstance(error, BaseException):

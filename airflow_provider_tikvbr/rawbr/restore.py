@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from airflow_provider_tikvbr.exceptions import (
+    BudgetExceededError,
     ChecksumMismatchError,
     TikvBrError,
     TransientError,
@@ -46,6 +47,8 @@ from airflow_provider_tikvbr.tikv.redaction import show_key
 STEP = "Raw restore"
 CHECKSUM_STEP = "Raw restore checksum"
 
+# How long to insist on splitting regions, in seconds without progress: the data fits into larger ones too.
+SPLIT_PATIENCE_S = 60.0
 # Looking for data in the target stops after this many regions: a cluster in use has some in the first ones.
 REGIONS_TO_LOOK_INTO = 64
 
@@ -177,13 +180,17 @@ async def _split(
         max_bytes=options.merge_region_size or limits.size,
         max_keys=options.merge_region_keys or limits.keys,
     )
-    await split_and_scatter(
-        cluster,
-        borders_of(keys, [work.planned for work in left]),
-        max_keys=options.split_region_max_keys,
-        budget_s=options.budget_s,
-        listener=listener,
-    )
+    try:
+        await split_and_scatter(
+            cluster,
+            borders_of(keys, [work.planned for work in left]),
+            max_keys=options.split_region_max_keys,
+            budget_s=min(options.budget_s, SPLIT_PATIENCE_S),
+            listener=listener,
+        )
+    except BudgetExceededError as err:
+        message = f"not all regions could be split beforehand, so some will hold more than others: {err}"
+        listener(Note(level="warning", message=message))
 
 
 async def _import(

@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyCodec, KeyRange, RegionKey, region_boundary
 from airflow_provider_tikvbr.tikv.model import Region
+from airflow_provider_tikvbr.tikv.redaction import show_key
 from airflow_provider_tikvbr.tikv.retry import Backoff
 
 # Regions that are split, looked up or asked after at a time.
@@ -69,18 +70,26 @@ async def split_and_scatter(
     while pending:
         last = RegionKey(pending[-1].region_key + b"\0")
         try:
-            regions = await cluster.regions.cover(KeyRange(pending[0].region_key, last))
+            # Not a cover without gaps: one region without leader must not keep the others from being split.
+            regions = await cluster.regions.survey(KeyRange(pending[0].region_key, last))
         except TransientError as err:
             await backoff.sleep(err)
             continue
         jobs = list(_inside(regions, pending))
-        pending = [key for _, keys_inside in jobs for key in keys_inside]
+        pending = sorted(
+            [key for _, inside in jobs for key in inside] + list(_outside(regions, pending)), key=lambda k: k.region_key
+        )
         before = len(work.new_regions)
         await for_each(jobs, work.split, concurrency=CONCURRENCY)
         if len(work.new_regions) > before:
             backoff.reset()
             await work.spread(work.new_regions[before:])
         error = work.take_error()
+        if error is None and pending and not jobs:
+            error = RegionNotReadyError(
+                f"PD knows of no region for {len(pending)} split keys from {show_key(pending[0].api_key)} on",
+                kind="gap",
+            )
         if error is not None:
             await backoff.sleep(error)
     await work.wait_until_spread()
@@ -212,6 +221,16 @@ def _inside(regions: Sequence[Region], keys: Sequence[SplitKey]) -> Iterator[tup
             at += 1
         if at > first:
             yield region, keys[first:at]
+
+
+def _outside(regions: Sequence[Region], keys: Sequence[SplitKey]) -> Iterator[SplitKey]:
+    """The keys that lie in none of the regions; both come in key order."""
+    at = 0
+    for key in keys:
+        while at < len(regions) and regions[at].end and regions[at].end <= key.region_key:
+            at += 1
+        if at == len(regions) or not regions[at].keys.contains(key.region_key):
+            yield key
 
 
 def _weight(region: Region) -> int:

@@ -63,6 +63,41 @@ class RegionCache:
                     return region
             await backoff.sleep(_no_region(key, region))
 
+    async def look(self, key: RegionKey) -> Region:
+        """The region that holds a key as it is known now: unlike :meth:`locate` this waits for nothing.
+
+        :raises RegionNotReadyError: PD knows of no such region just now, or of no leader of it.
+        :raises PDUnavailableError: no PD answers.
+        """
+        region = self.cached(key)
+        if region is None or region.leader is None:
+            async with self._lookups:
+                region = self.cached(key)
+                if region is None or region.leader is None:
+                    found = await self._pd.region(key)
+                    if found is not None:
+                        self.update([found])
+                    region = self.cached(key)
+        if region is None or region.leader is None:
+            raise _no_region(key, region)
+        return region
+
+    async def survey(self, keys: KeyRange[RegionKey]) -> list[Region]:
+        """The regions of a range as PD knows them now, whatever is missing between them or of them.
+
+        :raises PDUnavailableError: no PD answers.
+        """
+        regions: list[Region] = []
+        at = keys.start
+        while True:
+            page = await self._pd.scan_regions(KeyRange(at, keys.end), PAGE)
+            regions += page
+            self.update(page)
+            end = page[-1].end if page else RegionKey(b"")
+            if end <= at or (keys.end and end >= keys.end):
+                return regions
+            at = end
+
     def cached(self, key: RegionKey) -> Region | None:
         """The region that holds a key as far as it is known here."""
         at = bisect_right(self._starts, key) - 1

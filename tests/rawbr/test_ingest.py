@@ -21,12 +21,12 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, import_sstpb_pb2, methods
 from airflow_provider_tikvbr.proto.methods import Method
-from airflow_provider_tikvbr.rawbr import ingest, leases
+from airflow_provider_tikvbr.rawbr import ingest, leases, pieces
 from airflow_provider_tikvbr.rawbr.download import Downloader, timeout_s
 from airflow_provider_tikvbr.rawbr.events import Event, Progress
-from airflow_provider_tikvbr.rawbr.ingest import Restorer
 from airflow_provider_tikvbr.rawbr.meta import read_meta
 from airflow_provider_tikvbr.rawbr.options import restore_options
+from airflow_provider_tikvbr.rawbr.pieces import FileWork, Restorer
 from airflow_provider_tikvbr.rawbr.plan import make_plan
 from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT
@@ -120,7 +120,8 @@ BUSY = ingest_error(server_is_busy=errorpb_pb2.ServerIsBusy(backoff_ms=20))
 async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
     response: Message, fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "UNKNOWN_BUDGET_S", 0.05)
+    monkeypatch.setattr(pieces, "UNKNOWN_BUDGET_S", 0.05)
+    monkeypatch.setattr(ingest, "INSIST_S", 0.1)
     async with target(tmp_path) as (embedded, cluster):
         downloads = embedded.faults.fail(methods.IMPORT_DOWNLOAD, times=None)
         embedded.faults.fail(methods.IMPORT_MULTI_INGEST, response=response, times=12)
@@ -259,8 +260,8 @@ async def test_a_store_that_stays_down_ends_the_restore_with_its_name(
         await embedded.stop_store(2)
         with pytest.raises(
             BudgetExceededError,
-            match=r"restoring file \d+/.*_default\.sst into region \d+: gave up after 1 s without progress: "
-            r"store 2 \(127\.0\.0\.1:\d+\) is not available",
+            match=r"gave up after 1 s without progress, with 13 pieces of 13 files left: store 2 \(127\.0\.0\.1:\d+\) is "
+            r"not available .* \(which keeps 13 of them in region \d+.*\)\. Left are \[.*\) of .*_default\.sst, ",
         ) as caught:
             await run(cluster, budget="1s")
         assert caught.value.store_id == 2
@@ -400,7 +401,8 @@ async def test_nothing_outside_the_wanted_range_arrives_whatever_the_regions(tmp
         restorer = Restorer(cluster, downloader=downloader, budget_s=10)
         touching = [f for f in plan.files if wanted.intersect(KeyRange(RegionKey(f.keys.start), RegionKey(f.keys.end)))]
         done: list[brpb_pb2.File] = []
-        await restorer.run(touching, concurrency=4, on_done=lambda planned: done.append(planned.file))
+        works = [FileWork(planned=planned, todo=(planned.keys,)) for planned in touching]
+        await restorer.run(works, concurrency=4, on_done=lambda planned: done.append(planned.file))
         assert len(done) == len(touching)
         narrow = KeyRange(UserKey(wanted.start), UserKey(wanted.end))
         assert await held(embedded) == expected(V1_FULL, narrow)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,8 @@ class Golden:
 
     @property
     def path(self) -> Path:
-        """Its directory."""
-        return ROOT / self.folder / self.name
+        """Its directory: a copy, for restores keep their checkpoints beside the backup."""
+        return copy_of(self.folder, self.name)
 
     @property
     def url(self) -> str:
@@ -81,6 +84,15 @@ class Golden:
     def pairs(self) -> list[Pair]:
         """The pairs that it holds, in key order."""
         return [p for p in truth(self.folder) if self.keys.contains(p.key)]
+
+
+@cache
+def copy_of(folder: str, name: str) -> Path:
+    """A copy of a golden backup that this process may write into."""
+    directory = Path(tempfile.mkdtemp(prefix="tikvbr-golden-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory.chmod(0o755)
+    return Path(shutil.copytree(ROOT / folder / name, directory / folder / name))
 
 
 @lru_cache(maxsize=3)
