@@ -1,42 +1,38 @@
-"""What the operators and the sensor share: run one job of the engine inside an Airflow task."""
+"""What the operators and the sensor share: run one job of the engine inside an Airflow task, or hand it to the triggerer."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset, conf
 
-from airflow_provider_tikvbr.connections import find_connection, storage_access
 from airflow_provider_tikvbr.engine_job import EngineJob
+from airflow_provider_tikvbr.engine_jobs import Summary, TaskJob
+from airflow_provider_tikvbr.engine_setup import JobSetup, PreparedJob
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TerminalError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.masking import mask_environment, mask_hex, mask_pem, mask_url
-from airflow_provider_tikvbr.rawbr.events import Listener, Note
-from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_flag, parse_text
-from airflow_provider_tikvbr.storage.base import Storage
-from airflow_provider_tikvbr.storage.factory import open_storage
-from airflow_provider_tikvbr.task_report import Summary, reporting, value_of
+from airflow_provider_tikvbr.masking import mask_pem, mask_url
+from airflow_provider_tikvbr.rawbr.events import Listener
+from airflow_provider_tikvbr.rawbr.parsing import parse_flag
+from airflow_provider_tikvbr.task_report import TaskState, reporting, value_of
 from airflow_provider_tikvbr.tikv.redaction import redacting
-
-S = TypeVar("S", bound=Summary)
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-    from airflow_provider_tikvbr.tikv.cluster import Cluster
-    from airflow_provider_tikvbr.tikv.options import ClusterOptions
-
     Base = BaseOperator
-    Work = Callable[[Cluster, Storage, Listener], Awaitable[S]]
 else:
     Base = object
 
 CONFIG_SECTION = "tikvbr"
 DEFAULT_PROGRESS_INTERVAL_S = 10.0
+# No core waits longer between two tries.
+MOST_RETRY_DELAY_S = 24 * 3600.0
 
 # What every operator and the sensor lets templates make; the secrets are rendered when the task runs, and kept nowhere.
 SHARED_TEMPLATE_FIELDS = (
@@ -65,37 +61,32 @@ SHARED_TEMPLATE_FIELDS = (
     "log_level",
     "log_format",
     "redact_log",
+    "deferrable",
 )
+SECRET_FIELDS = ("key", "crypter_key")
+
+
+def default_deferrable() -> bool:
+    """Whether tasks that do not say so are deferred, as Airflow is configured."""
+    return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
 
 
 class EngineTask(Base):
-    """A mixin for operators: the class that uses it assigns these attributes in its ``__init__``.
+    """A mixin for operators: the class that uses it assigns an attribute for each parameter in its ``__init__``.
 
     They are what the operators and the sensor call so, as templates made it. ``key`` and ``crypter_key`` are no template
     fields on purpose, but rendered when the task runs: Airflow would store what they render to, and show it.
     """
 
+    job_kind: ClassVar[type[TaskJob]]
+    # What a task without such a parameter is understood to have said.
+    resume: bool | str = True
     tikv_conn_id: str
-    ca: str
-    cert: str
-    key: str
-    keyspace: str | int
-    address_map: str | Mapping[str, str]
-    check_requirements: bool | str
-    grpc_keepalive_time: Duration
-    grpc_keepalive_timeout: Duration
-    grpc_max_recv_msg_size: int | str
-    storage: str
-    storage_conn_id: str
-    send_credentials_to_tikv: bool | str
-    no_credentials: bool | str
-    crypter_key: str
-    crypter_key_file: str
-    crypter_key_conn_id: str
     log_file: str
     log_level: str
     log_format: str
     redact_log: bool | str
+    deferrable: bool | str
     _job: EngineJob[Any] | None = None
     _killed = False
 
@@ -132,109 +123,90 @@ class EngineTask(Base):
         with no_retry_if_terminal(), redacting(parse_flag(self.redact_log, parameter="redact_log")):
             yield
 
-    def rendered_crypter_key(self, context: Context) -> str:
-        """The key of the backup, which nothing will show from now on; empty if a file holds it, or none is given.
+    def parameters(self) -> dict[str, Any]:
+        """What the task was given, as templates made it; the secrets as their user wrote them."""
+        return {name: getattr(self, name) for name in (*self.template_fields, *SECRET_FIELDS)}
 
-        :raises InvalidOptionError: there are several, or the connection holds none.
+    def prepare(self, context: Context) -> PreparedJob:
+        """Read everything that the job needs, without touching the cluster or the storage.
+
+        :raises InvalidOptionError: a parameter, or a field of a connection, cannot be right.
         :raises AirflowNotFoundException: there is no such connection.
         """
-        key = str(super().render_template(self.crypter_key, context) or "")
-        mask_hex(key)
-        conn_id = parse_text(self.crypter_key_conn_id, parameter="crypter_key_conn_id").strip()
-        if not conn_id:
-            return key
-        if key or self.crypter_key_file:
-            other = "crypter_key" if key else "crypter_key_file"
-            raise InvalidOptionError(
-                f"crypter_key_conn_id and {other} are both given: give one of them", parameter="crypter_key_conn_id"
-            )
-        conn = find_connection(conn_id, parameter="crypter_key_conn_id")
-        extra = conn.extra_dejson if isinstance(conn.extra_dejson, dict) else {}
-        key = str(conn.password or extra.get("crypter_key") or "")
-        if not key:
-            raise InvalidOptionError(
-                f"crypter_key_conn_id names connection {conn_id}, which holds no key: give it there as the password, or"
-                " as crypter_key of the extra",
-                parameter="crypter_key_conn_id",
-            )
-        mask_hex(key)
-        return key
 
-    def _cluster_options(self, context: Context) -> ClusterOptions:
-        key = str(super().render_template(self.key, context) or "")
-        if "-----BEGIN" in key:
-            mask_pem(key)
-        return self.hook.cluster_options(
-            ca=self.ca,
-            cert=self.cert,
-            key=key,
-            check_requirements=self.check_requirements,
-            grpc_keepalive_time=self.grpc_keepalive_time,
-            grpc_keepalive_timeout=self.grpc_keepalive_timeout,
-            grpc_max_recv_msg_size=self.grpc_max_recv_msg_size,
-            keyspace=self.keyspace,
-            address_map=self.address_map,
-        )
+        def render(template: Any) -> Any:
+            # Not ours, which is for what Airflow stores.
+            return super(EngineTask, self).render_template(template, context)
 
-    def _storage_opener(self) -> Callable[[], Storage]:
-        url = parse_text(self.storage, parameter="storage")
-        send = parse_flag(self.send_credentials_to_tikv, parameter="send_credentials_to_tikv", default=True)
-        anonymous = parse_flag(self.no_credentials, parameter="no_credentials")
-        credentials = None
-        mask_environment()
-        if access := storage_access(self.storage_conn_id, url):
-            if anonymous:
-                raise InvalidOptionError(
-                    "no_credentials and storage_conn_id are both given: leave one of them out",
-                    parameter="no_credentials",
-                )
-            url, credentials = access.complete(url), access.credentials
-            if access.unread:
-                self.log.warning(
-                    "Of the connection %s (storage_conn_id), these fields are not heeded: %s",
-                    self.storage_conn_id,
-                    ", ".join(access.unread),
-                )
-        return lambda: open_storage(
-            url,
-            credentials=credentials,
-            send_credentials=send,
-            environment_first=True,
-            no_credentials=anonymous,
-        )
+        setup = JobSetup(self.parameters(), render=render, warn=lambda said: self.log.warning("%s", said))
+        return setup.prepare(self.job_kind, owner=job_owner(context), retry_in_s=self.retry_in_s(context))
 
-    def run_engine(self, context: Context, work: Work[S]) -> S:
-        """Connect the cluster, open the storage, and run the work to its end, telling its progress meanwhile.
+    def run_engine(self, context: Context, prepared: PreparedJob) -> Summary:
+        """Connect the cluster, open the storage, and run the job to its end, telling its progress meanwhile.
 
-        :raises TikvBrError: as the work does.
+        :raises TikvBrError: as the job does.
         """
-        # Airflow parses DAGs all the time, and no DAG needs gRPC before a task runs.
-        from airflow_provider_tikvbr.tikv.cluster import Cluster
 
-        options = self._cluster_options(context)
-        open_it = self._storage_opener()
+        async def run(listener: Listener) -> Summary:
+            return await prepared.run(listener)
 
-        async def run(listener: Listener) -> S:
-            storage = open_it()
-            if storage.caution:
-                listener(Note(level="warning", message=storage.caution))
-            try:
-                async with await Cluster.connect(options) as cluster:
-                    return await work(cluster, storage, listener)
-            finally:
-                await storage.close()
-
-        logs = {"log_file": self.log_file, "log_level": self.log_level, "log_format": self.log_format}
-        with reporting(self.log, context, **logs) as report:
+        state = TaskState(context, self.log)
+        self.tell_resume(context, state)
+        logs: dict[str, Any] = {"log_file": self.log_file, "log_level": self.log_level, "log_format": self.log_format}
+        with reporting(self.log, state, **logs) as report:
             self._job = job = EngineJob(run)
             if self._killed:  # before there was a job
                 job.cancel()
             try:
-                summary = job.run(on_progress=report.progress, on_note=report.note, interval_s=progress_interval_s())
+                summary = job.run(
+                    on_progress=report.progress,
+                    on_note=report.note,
+                    on_checkpoint=report.checkpoint,
+                    interval_s=progress_interval_s(),
+                )
             finally:
                 self._job = None
             report.done(summary)
         return summary
+
+    def tell_resume(self, context: Context, state: TaskState) -> None:
+        """If this is another try, say what the one before has left to go on with."""
+        tries = getattr(value_of(context, "ti"), "try_number", 1)
+        if not isinstance(tries, int) or tries < 2:
+            return
+        left = state.checkpoint()
+        if left is None:
+            return
+        where = f"{left['pieces']} finished pieces saved in {left['place']} at {left['at']}"
+        if parse_flag(self.resume, parameter="resume", default=True):
+            self.log.info("Try %d goes on from what the one before has left: %s.", tries, where)
+        else:
+            self.log.info("Try %d starts over, as resume is off; the one before has left %s.", tries, where)
+
+    def succeed(self, context: Context, line: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Tell what came out in the log and in the events of the outlet assets.
+
+        :return: the result, for XCom.
+        """
+        self.log.info("%s", line)
+        self.tell_outlets(context, self.job_kind.event_extra(result))
+        return result
+
+    def retry_in_s(self, context: Context) -> float | None:
+        """Seconds from a failure of this try until the next one at the latest; None if no other follows."""
+        ti = value_of(context, "ti")
+        tries, most = getattr(ti, "try_number", None), getattr(ti, "max_tries", None)
+        if not isinstance(tries, int) or not isinstance(most, int) or tries > most:
+            return None
+        delay_s = _seconds(self.retry_delay)
+        backoff = self.retry_exponential_backoff
+        if backoff:
+            # True, in older cores, means that it doubles; Airflow adds up to as much again, to spread retries.
+            factor = 2.0 if backoff is True else float(backoff)
+            delay_s = 2 * delay_s * factor ** min(tries - 1, 64)
+        if self.max_retry_delay is not None:
+            delay_s = min(delay_s, _seconds(self.max_retry_delay))
+        return min(delay_s, MOST_RETRY_DELAY_S) if backoff else delay_s
 
     def on_kill(self) -> None:
         """Ask the running job to stop; it puts the cluster back as it was, and ``execute`` raises soon."""
@@ -279,7 +251,7 @@ def progress_interval_s() -> float:
 
 
 def job_owner(context: Context) -> str:
-    """Who writes a backup, for its lock: the same for every try of one task of one run."""
+    """Whose job it is, for its lock and its checkpoint: the same for every try of one task of one run."""
     ti = value_of(context, "ti")
     if ti is None:
         return ""
@@ -287,17 +259,5 @@ def job_owner(context: Context) -> str:
     return f"Airflow {ti.dag_id}.{ti.task_id}{mapped} {ti.run_id}"
 
 
-def key_text(value: object, *, parameter: str) -> str:
-    """Take a key as a template made it.
-
-    :raises InvalidOptionError: it is no text any more, so nobody can say which key was meant.
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidOptionError(
-            f"{parameter} is {value!r}, but a key is text: write it as such, or, if a template made it, turn"
-            " render_template_as_native_obj off for this DAG",
-            parameter=parameter,
-        )
-    return value
+def _seconds(delay: timedelta | float) -> float:
+    return delay.total_seconds() if isinstance(delay, timedelta) else float(delay)

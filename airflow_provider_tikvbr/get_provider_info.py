@@ -35,6 +35,16 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "sensors": [{"integration-name": INTEGRATION, "python-modules": ["airflow_provider_tikvbr.sensors.checksum"]}],
+        "triggers": [
+            {
+                "integration-name": INTEGRATION,
+                "python-modules": [
+                    "airflow_provider_tikvbr.triggers.backup",
+                    "airflow_provider_tikvbr.triggers.restore",
+                    "airflow_provider_tikvbr.triggers.checksum",
+                ],
+            }
+        ],
         "connection-types": [_connection_type()],
         "config": {
             "tikvbr": {

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
+import queue
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import redact
 
+from airflow_provider_tikvbr.engine_jobs import Summary
 from airflow_provider_tikvbr.exceptions import JobCancelledError
 from airflow_provider_tikvbr.logfile import logging_to, parse_level, parse_log_format
-from airflow_provider_tikvbr.rawbr.events import Note, Progress
+from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Note, Progress
 from airflow_provider_tikvbr.rawbr.humanize import human_duration, human_size
 from airflow_provider_tikvbr.rawbr.parsing import parse_text
 
@@ -20,36 +24,67 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 PROGRESS_KEY = "progress"
+CHECKPOINT_KEY = "checkpoint"
 
 
-class Summary(Protocol):
-    """What a job returns: it can say itself in one line."""
+class TaskState:
+    """What a task leaves for people and for its next try, in the state store that cores have from Airflow 3.3 on.
 
-    @property
-    def title(self) -> str:
-        """What the line is called."""
+    :param context: the task's context.
+    :param log: told once if the store does not work.
+    """
 
-    def parts(self) -> Mapping[str, object]:
-        """The parts of the line by name."""
+    def __init__(self, context: Context, log: Any) -> None:
+        self._store = value_of(context, "task_state_store")
+        self._log = log
 
-    def line(self) -> str:
-        """The whole line."""
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Where an earlier try has kept what it has finished: ``place``, ``pieces``, ``at``; None if nobody knows."""
+        if self._store is None:
+            return None
+        try:
+            found = self._store.get(CHECKPOINT_KEY)
+        except Exception:
+            # The job finds its checkpoint without; this is for people.
+            return None
+        if isinstance(found, dict) and {"place", "pieces", "at"} <= found.keys():
+            return found
+        return None
+
+    def keep(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep something under a key."""
+        if self._store is None:
+            return
+        try:
+            self._store.set(key, dict(value))
+        except Exception as err:
+            # Nobody's backup should fail because a picture of it could not be stored.
+            self._log.warning("Progress is told in the log only: the task state store does not take it (%s).", err)
+            self._store = None
+
+    def forget_checkpoint(self) -> None:
+        """After a success, there is nothing to go on with."""
+        if self._store is None or self.checkpoint() is None:
+            return
+        with suppress(Exception):
+            self._store.delete(CHECKPOINT_KEY)
 
 
 class TaskReport:
     """Tells what a job does.
 
     :param log: the task's log.
-    :param context: the task's context; ``task_state_store`` is in it from Airflow 3.3 on.
+    :param state: keeps what another try, or somebody who looks, wants to know.
     :param level: the lowest level that is told, in the task's log and in the file.
     :param file: the log file, or None.
     """
 
-    def __init__(self, log: Any, context: Context, *, level: int = logging.INFO, file: logging.Logger | None) -> None:
+    def __init__(self, log: Any, state: TaskState, *, level: int = logging.INFO, file: logging.Logger | None) -> None:
         self._log = log
-        self._store = value_of(context, "task_state_store")
+        self._state = state
         self._level = level
         self._file = file
+        self._told_checkpoint = False
 
     def note(self, note: Note) -> None:
         """Tell a note."""
@@ -90,10 +125,18 @@ class TaskReport:
                 "remaining": left.removesuffix(" left") or "unknown",
             },
         )
-        self._keep(progress)
+        self._state.keep(PROGRESS_KEY, progress_numbers(progress))
+
+    def checkpoint(self, saved: CheckpointSaved) -> None:
+        """Tell where another try finds what is finished."""
+        if not self._told_checkpoint:
+            self._told_checkpoint = True
+            self.tell(logging.INFO, f"What is finished is kept in {saved.place}: another try goes on from there.")
+        self._state.keep(CHECKPOINT_KEY, checkpoint_numbers(saved))
 
     def done(self, summary: Summary) -> None:
         """Tell the file what came out; the task's own log tells it in any case."""
+        self._state.forget_checkpoint()
         self._write(logging.INFO, summary.title, summary.parts())
 
     def failed(self, error: BaseException) -> None:
@@ -109,54 +152,77 @@ class TaskReport:
         shown = {name: redact(str(value)) for name, value in (fields or {}).items()}
         self._file.log(level, "%s", redact(message), extra={"fields": shown}, stacklevel=3)
 
-    def _keep(self, progress: Progress) -> None:
-        if self._store is None:
-            return
-        try:
-            self._store.set(
-                PROGRESS_KEY,
-                {
-                    "step": progress.step,
-                    "done": progress.done,
-                    "total": progress.total,
-                    "percent": round(progress.fraction * 100, 2),
-                    "pairs": progress.kvs,
-                    "bytes": progress.bytes,
-                    "elapsed_s": round(progress.elapsed_s, 3),
-                },
-            )
-        except Exception as err:
-            # Nobody's backup should fail because a picture of it could not be stored.
-            self._log.warning("Progress is told in the log only: the task state store does not take it (%s).", err)
-            self._store = None
+
+def progress_numbers(progress: Progress) -> dict[str, Any]:
+    """The state of a step, as JSON can hold it."""
+    return {
+        "step": progress.step,
+        "done": progress.done,
+        "total": progress.total,
+        "percent": round(progress.fraction * 100, 2),
+        "pairs": progress.kvs,
+        "bytes": progress.bytes,
+        "elapsed_s": round(progress.elapsed_s, 3),
+    }
+
+
+def checkpoint_numbers(saved: CheckpointSaved) -> dict[str, Any]:
+    """Where a job has kept what is finished, how much, and when, as JSON can hold it."""
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"place": saved.place, "pieces": saved.pieces, "at": at}
 
 
 @contextmanager
 def reporting(
-    log: Any, context: Context, *, log_file: object = "", log_level: object = "", log_format: object = ""
+    log: Any,
+    state: TaskState,
+    *,
+    log_file: object = "",
+    log_level: object = "",
+    log_format: object = "",
+    in_thread: bool = False,
 ) -> Iterator[TaskReport]:
     """Tell what a job does while the block runs, and in the log file how the block ended.
 
     :param log_file: a file on the worker, which is added to; empty for none.
     :param log_level: the lowest level that is told; empty for ``info``.
     :param log_format: ``text`` or ``json``; empty for text.
+    :param in_thread: whether the file is written in a thread, so that whoever reports never waits for the disk.
     :raises InvalidOptionError: there is no such level or format, or the file cannot be written.
     """
     level = parse_level(parse_text(log_level, parameter="log_level").strip() or "info")
     form = parse_log_format(parse_text(log_format, parameter="log_format"))
     path = parse_text(log_file, parameter="log_file").strip()
     if not path:
-        yield TaskReport(log, context, level=level, file=None)
+        yield TaskReport(log, state, level=level, file=None)
         return
     # Nobody else's: another task in the same process has its own file.
     logger = logging.Logger("airflow_provider_tikvbr.task")
-    with logging_to(Path(path).expanduser(), level, log_format=form, logger=logger):
-        report = TaskReport(log, context, level=level, file=logger)
+    with (
+        logging_to(Path(path).expanduser(), level, log_format=form, logger=logger),
+        _queued(logger) if in_thread else nullcontext(),
+    ):
+        report = TaskReport(log, state, level=level, file=logger)
         try:
             yield report
         except BaseException as err:
             report.failed(err)
             raise
+
+
+@contextmanager
+def _queued(logger: logging.Logger) -> Iterator[None]:
+    """Let a thread do what the logger's handlers do."""
+    handlers = list(logger.handlers)
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    writer = logging.handlers.QueueListener(waiting, *handlers, respect_handler_level=True)
+    logger.handlers = [logging.handlers.QueueHandler(waiting)]
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.stop()
+        logger.handlers = handlers
 
 
 def value_of(context: Context, name: str) -> Any:

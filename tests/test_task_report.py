@@ -12,10 +12,10 @@ from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledE
 from airflow_provider_tikvbr.masking import mask
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.rawbr.events import Note, Progress
-from airflow_provider_tikvbr.task_report import reporting
+from airflow_provider_tikvbr.task_report import TaskState, reporting
 from tests.support.front import Store
 
-CONTEXT: Any = {}
+STATE = TaskState({}, None)
 PROGRESS = Progress(step="Raw backup", done=1, total=4, kvs=10, bytes=2000, elapsed_s=2.0)
 
 
@@ -27,7 +27,7 @@ def log() -> Any:
 def test_a_file_is_clean_of_secrets(log: Any, tmp_path: Path) -> None:
     mask("canaryOfTheReport")
     file = tmp_path / "log"
-    with pytest.raises(StorageError), reporting(log, CONTEXT, log_file=file) as report:  # noqa: PT012
+    with pytest.raises(StorageError), reporting(log, STATE, log_file=file) as report:  # noqa: PT012
         report.note(Note(level="warning", message="look at canaryOfTheReport"))
         raise StorageError("the store said canaryOfTheReport")
     text = file.read_text()
@@ -38,7 +38,7 @@ def test_a_file_is_clean_of_secrets(log: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_as_json(log: Any, tmp_path: Path) -> None:
-    with reporting(log, CONTEXT, log_file=str(tmp_path / "log"), log_format="JSON") as report:
+    with reporting(log, STATE, log_file=str(tmp_path / "log"), log_format="JSON") as report:
         report.progress(PROGRESS)
     said = json.loads((tmp_path / "log").read_text())
     assert (said["message"], said["step"], said["progress"], said["remaining"]) == (
@@ -52,7 +52,7 @@ def test_a_file_as_json(log: Any, tmp_path: Path) -> None:
 
 def test_a_file_is_added_to_and_tells_of_a_stop(log: Any, tmp_path: Path) -> None:
     (tmp_path / "log").write_text("before\n")
-    with pytest.raises(JobCancelledError), reporting(log, CONTEXT, log_file=str(tmp_path / "log")):
+    with pytest.raises(JobCancelledError), reporting(log, STATE, log_file=str(tmp_path / "log")):
         raise JobCancelledError("somebody asked")
     before, stopped = (tmp_path / "log").read_text().splitlines()
     assert before == "before"
@@ -66,7 +66,7 @@ def test_a_file_is_added_to_and_tells_of_a_stop(log: Any, tmp_path: Path) -> Non
 def test_the_level_bounds_the_tasks_log_but_not_the_state(log: Any, level: str, told: list[str]) -> None:
     store = Store()
     context: Any = {"task_state_store": store}
-    with capture_logs() as logs, reporting(log, context, log_level=level) as report:
+    with capture_logs() as logs, reporting(log, TaskState(context, log), log_level=level) as report:
         report.progress(PROGRESS)
         report.note(Note(level="warning", message="look"))
     assert [entry["log_level"] for entry in logs] == told
@@ -75,7 +75,7 @@ def test_the_level_bounds_the_tasks_log_but_not_the_state(log: Any, level: str, 
 
 def test_no_logger_of_the_process_is_touched(log: Any, tmp_path: Path) -> None:
     before = dict(logging.Logger.manager.loggerDict)
-    with reporting(log, CONTEXT, log_file=str(tmp_path / "log")):
+    with reporting(log, STATE, log_file=str(tmp_path / "log")):
         assert logging.Logger.manager.loggerDict == before
 
 
@@ -89,6 +89,6 @@ def test_no_logger_of_the_process_is_touched(log: Any, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(log: Any, options: dict[str, Any], parameter: str) -> None:
-    with pytest.raises(InvalidOptionError) as caught, reporting(log, CONTEXT, **options):
+    with pytest.raises(InvalidOptionError) as caught, reporting(log, STATE, **options):
         pass
     assert caught.value.parameter == parameter

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, EngineTask, job_owner, key_text
+from airflow_provider_tikvbr.deferral import DeferrableTask
+from airflow_provider_tikvbr.engine_jobs import BackupJob
+from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, default_deferrable
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.parsing import Duration
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_tikvbr.triggers.engine import EngineTrigger
 
-class BackupRawOperator(EngineTask, BaseOperator):
+
+class BackupRawOperator(DeferrableTask, BaseOperator):
     """Back up the raw pairs of a TiKV cluster, all of them or a key range.
 
     The stores write the files to the storage themselves; a local storage must be the same directory on every store and
@@ -66,11 +69,14 @@ class BackupRawOperator(EngineTask, BaseOperator):
     :param checksum_concurrency: regions that are counted at a time.
     :param remove_schedulers: pause PD's balancing meanwhile.
     :param budget: how long the job goes on without any progress, such as ``10m``.
+    :param resume: go on with what an earlier try of this task has finished; otherwise start over.
     :param log_file: a file on the worker that gets the job's log in ``tikv-br``'s form too; it is added to.
     :param log_level: the lowest level of what the job tells, there and in the task's log: ``debug``, ``info``, ``warn``,
         ``error`` or ``fatal``.
     :param log_format: form of the log file: ``text`` or ``json``.
     :param redact_log: show ``?`` instead of users' keys in logs, errors and the result.
+    :param deferrable: let the triggerer do the job, so that no worker slot is taken meanwhile. By default as
+        ``[operators] default_deferrable`` says. Files that parameters name must then be there as well.
     """
 
     template_fields: Sequence[str] = (
@@ -86,7 +92,9 @@ class BackupRawOperator(EngineTask, BaseOperator):
         "safe_interval",
         "checksum",
         "remove_schedulers",
+        "resume",
     )
+    job_kind = BackupJob
     ui_color = "#d9f2e6"
 
     def __init__(
@@ -126,10 +134,12 @@ class BackupRawOperator(EngineTask, BaseOperator):
         checksum_concurrency: int | str = 512,
         remove_schedulers: bool | str = False,
         budget: Duration = "10m",
+        resume: bool | str = True,
         log_file: str = "",
         log_level: str = "info",
         log_format: str = "text",
         redact_log: bool | str = False,
+        deferrable: bool | str = default_deferrable(),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -167,55 +177,22 @@ class BackupRawOperator(EngineTask, BaseOperator):
         self.checksum_concurrency = checksum_concurrency
         self.remove_schedulers = remove_schedulers
         self.budget = budget
+        self.resume = resume
         self.log_file = log_file
         self.log_level = log_level
         self.log_format = log_format
         self.redact_log = redact_log
+        self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Back up.
+        """Back up, or let the triggerer do it.
 
         :return: the summary's numbers by name.
         """
-        from airflow_provider_tikvbr.rawbr.backup import backup
+        return self.run_or_defer(context)
 
-        with self.job():
-            options = backup_options(
-                start=key_text(self.start, parameter="start"),
-                end=key_text(self.end, parameter="end"),
-                format=self.format,
-                dst_api_version=self.dst_api_version,
-                compression=self.compression,
-                compression_level=self.compression_level,
-                ratelimit=self.ratelimit,
-                ratelimit_unit=self.ratelimit_unit,
-                concurrency=self.concurrency,
-                crypter_method=self.crypter_method,
-                crypter_key=self.rendered_crypter_key(context),
-                crypter_key_file=self.crypter_key_file,
-                gcttl=self.gcttl,
-                gcttl_from=self.gcttl_from,
-                safe_interval=self.safe_interval,
-                checksum=self.checksum,
-                checksum_concurrency=self.checksum_concurrency,
-                remove_schedulers=self.remove_schedulers,
-                budget=self.budget,
-                owner=job_owner(context),
-            )
-            summary = self.run_engine(
-                context, lambda cluster, storage, listener: backup(cluster, storage, options, listener)
-            )
-        self.log.info("%s", summary.line())
-        self.tell_outlets(
-            context,
-            {
-                "storage": summary.storage,
-                "pairs": summary.total_kv,
-                "bytes": summary.total_kv_size,
-                "checksum": summary.checksum.as_dict(),
-                "backup_ts": summary.backup_ts,
-                "api_version": summary.dst_api_version.name,
-                "cluster_id": summary.cluster_id,
-            },
-        )
-        return summary.as_dict()
+    def trigger_kind(self) -> type[EngineTrigger]:
+        """The trigger that does the same."""
+        from airflow_provider_tikvbr.triggers.backup import BackupRawTrigger
+
+        return BackupRawTrigger

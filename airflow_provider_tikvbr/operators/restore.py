@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, EngineTask, key_text
+from airflow_provider_tikvbr.deferral import DeferrableTask
+from airflow_provider_tikvbr.engine_jobs import RestoreJob
+from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, default_deferrable
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.rawbr.options import restore_options
 from airflow_provider_tikvbr.rawbr.parsing import Duration
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_tikvbr.triggers.engine import EngineTrigger
 
-class RestoreRawOperator(EngineTask, BaseOperator):
+
+class RestoreRawOperator(DeferrableTask, BaseOperator):
     """Restore a backup of raw pairs, all of it or a key range, into a TiKV cluster of the backup's API version.
 
     The stores fetch the files from the storage themselves; a local storage must be the same directory on every store
@@ -61,11 +64,18 @@ class RestoreRawOperator(EngineTask, BaseOperator):
     :param split_region_max_keys: split keys of one request.
     :param switch_mode_interval: how often import mode is asked for again, such as ``5m``.
     :param budget: how long the job goes on without any progress, such as ``10m``.
+    :param verify_files: how thoroughly the backup's files are looked at before anything is restored: ``off``, ``size``
+        (they are all there, with their size) or ``sha256`` (each is read).
+    :param resume: go on with what an earlier try of this task has finished; otherwise start over.
+    :param checkpoint_storage: storage URL of a place to keep what is finished, such as where the backup is read-only;
+        empty for beside the backup. ``storage_conn_id`` counts for it if it is in the same kind of storage.
     :param log_file: a file on the worker that gets the job's log in ``tikv-br``'s form too; it is added to.
     :param log_level: the lowest level of what the job tells, there and in the task's log: ``debug``, ``info``, ``warn``,
         ``error`` or ``fatal``.
     :param log_format: form of the log file: ``text`` or ``json``.
     :param redact_log: show ``?`` instead of users' keys in logs, errors and the result.
+    :param deferrable: let the triggerer do the job, so that no worker slot is taken meanwhile. By default as
+        ``[operators] default_deferrable`` says. Files that parameters name must then be there as well.
     """
 
     template_fields: Sequence[str] = (
@@ -79,7 +89,11 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         "merge_region_key_count",
         "split_region_max_keys",
         "switch_mode_interval",
+        "verify_files",
+        "resume",
+        "checkpoint_storage",
     )
+    job_kind = RestoreJob
     ui_color = "#fde8d7"
 
     def __init__(
@@ -117,10 +131,14 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         split_region_max_keys: int | str = 1024,
         switch_mode_interval: Duration = "5m",
         budget: Duration = "10m",
+        verify_files: str = "size",
+        resume: bool | str = True,
+        checkpoint_storage: str = "",
         log_file: str = "",
         log_level: str = "info",
         log_format: str = "text",
         redact_log: bool | str = False,
+        deferrable: bool | str = default_deferrable(),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -156,52 +174,24 @@ class RestoreRawOperator(EngineTask, BaseOperator):
         self.split_region_max_keys = split_region_max_keys
         self.switch_mode_interval = switch_mode_interval
         self.budget = budget
+        self.verify_files = verify_files
+        self.resume = resume
+        self.checkpoint_storage = checkpoint_storage
         self.log_file = log_file
         self.log_level = log_level
         self.log_format = log_format
         self.redact_log = redact_log
+        self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Restore.
+        """Restore, or let the triggerer do it.
 
         :return: the summary's numbers by name.
         """
-        from airflow_provider_tikvbr.rawbr.restore import restore
+        return self.run_or_defer(context)
 
-        with self.job():
-            options = restore_options(
-                start=key_text(self.start, parameter="start"),
-                end=key_text(self.end, parameter="end"),
-                format=self.format,
-                ratelimit=self.ratelimit,
-                ratelimit_unit=self.ratelimit_unit,
-                concurrency=self.concurrency,
-                crypter_method=self.crypter_method,
-                crypter_key=self.rendered_crypter_key(context),
-                crypter_key_file=self.crypter_key_file,
-                checksum=self.checksum,
-                checksum_concurrency=self.checksum_concurrency,
-                online=self.online,
-                merge_region_size_bytes=self.merge_region_size_bytes,
-                merge_region_key_count=self.merge_region_key_count,
-                split_region_max_keys=self.split_region_max_keys,
-                switch_mode_interval=self.switch_mode_interval,
-                budget=self.budget,
-            )
-            summary = self.run_engine(
-                context, lambda cluster, storage, listener: restore(cluster, storage, options, listener)
-            )
-        self.log.info("%s", summary.line())
-        self.tell_outlets(
-            context,
-            {
-                "storage": summary.storage,
-                "pairs": summary.total_kv,
-                "bytes": summary.total_kv_size,
-                "checksum": summary.checksum.as_dict(),
-                "backup_ts": summary.backup_ts,
-                "api_version": summary.api_version.name,
-                "cluster_id": summary.cluster_id,
-            },
-        )
-        return summary.as_dict()
+    def trigger_kind(self) -> type[EngineTrigger]:
+        """The trigger that does the same."""
+        from airflow_provider_tikvbr.triggers.restore import RestoreRawTrigger
+
+        return RestoreRawTrigger

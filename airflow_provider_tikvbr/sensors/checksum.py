@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+)
 
-from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, EngineTask, key_text
-from airflow_provider_tikvbr.exceptions import BackupNotFoundError, ChecksumMismatchError, InvalidOptionError
+from airflow_provider_tikvbr.deferral import DeferrableTask
+from airflow_provider_tikvbr.engine_jobs import FAIL, WAIT, ChecksumJob
+from airflow_provider_tikvbr.engine_task import SHARED_TEMPLATE_FIELDS, default_deferrable
+from airflow_provider_tikvbr.exceptions import BackupNotFoundError, TikvBrError
 from airflow_provider_tikvbr.hooks.tikv import TiKVHook
-from airflow_provider_tikvbr.rawbr.options import checksum_options
-from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_text
+from airflow_provider_tikvbr.rawbr.parsing import Duration, parse_flag
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-WAIT = "wait"
-FAIL = "fail"
+    from airflow_provider_tikvbr.rawbr.summary import ChecksumSummary
+    from airflow_provider_tikvbr.triggers.engine import EngineTrigger
 
 
-class ChecksumSensor(EngineTask, BaseSensorOperator):
+class ChecksumSensor(DeferrableTask, BaseSensorOperator):
     """Compare a backup with a live cluster: the number of pairs, their bytes and their checksum.
 
-    Each poke counts the whole range on the cluster, so poke seldom, and prefer ``mode="reschedule"`` where the wait may
-    be long. A backup that was converted to V2 may be compared with the V1 cluster it is of as well as with the V2
+    Each poke counts the whole range on the cluster, so poke seldom, and prefer ``deferrable=True`` or
+    ``mode="reschedule"`` where the wait may be long. A backup that was converted to V2 may be compared with the V1 cluster it is of as well as with the V2
     cluster it was restored into. The result is the summary, as XCom and as one line in the log.
 
     :param storage: storage URL of the backup.
@@ -63,6 +70,9 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         ``error`` or ``fatal``.
     :param log_format: form of the log file: ``text`` or ``json``.
     :param redact_log: show ``?`` instead of users' keys in logs, errors and the result.
+    :param deferrable: let the triggerer poke, from the first time on, so that no worker slot is taken meanwhile; the
+        sensor's ``mode`` does not matter then. By default as ``[operators] default_deferrable`` says. Files that parameters
+        name must then be there as well.
     """
 
     template_fields: Sequence[str] = (
@@ -70,6 +80,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         "on_mismatch",
         "on_missing",
     )
+    job_kind = ChecksumJob
     ui_color = "#e6e6fa"
 
     def __init__(
@@ -104,6 +115,7 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         log_level: str = "info",
         log_format: str = "text",
         redact_log: bool | str = False,
+        deferrable: bool | str = default_deferrable(),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -136,62 +148,67 @@ class ChecksumSensor(EngineTask, BaseSensorOperator):
         self.log_level = log_level
         self.log_format = log_format
         self.redact_log = redact_log
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> Any:
+        """Poke until the two are equal, here or in the triggerer.
+
+        :return: the summary's numbers by name.
+        """
+        with self.job():
+            deferrable = parse_flag(self.deferrable, parameter="deferrable")
+        if not deferrable:
+            return super().execute(context)
+        try:
+            with self.job():
+                # Without a poke here: it would hold the worker for as long as the whole comparison takes.
+                self.hand_over(
+                    context,
+                    poke_interval_s=self.poke_interval,
+                    backoff=bool(self.exponential_backoff),
+                    max_wait_s=self.max_wait.total_seconds() if self.max_wait is not None else None,
+                    started=time.time(),
+                    timeout_s=self.timeout,
+                    poke_again=self.silent_fail,
+                )
+        except AirflowFailException as err:
+            # As the sensor of Airflow does, whose part this is when it pokes.
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(f"Skipping, as the sensor must not fail: {err}") from err
+            raise
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
+        """Take what came of the comparison, in a worker again."""
+        try:
+            return super().execute_complete(context, event)
+        except TikvBrError as err:
+            if self.never_fail:
+                raise AirflowSkipException("Skipping due to never_fail is set to True.") from err
+            raise
+
+    def trigger_kind(self) -> type[EngineTrigger]:
+        """The trigger that does the same."""
+        from airflow_provider_tikvbr.triggers.checksum import ChecksumTrigger
+
+        return ChecksumTrigger
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Compare once.
 
         :return: done with the summary's numbers by name, or not done.
         """
-        from airflow_provider_tikvbr.rawbr.checksum import verify_backup
-
         with self.job():
-            on_mismatch = _choice(self.on_mismatch, parameter="on_mismatch", default=WAIT)
-            on_missing = _choice(self.on_missing, parameter="on_missing", default=FAIL)
-            options = checksum_options(
-                start=key_text(self.start, parameter="start"),
-                end=key_text(self.end, parameter="end"),
-                format=self.format,
-                crypter_method=self.crypter_method,
-                crypter_key=self.rendered_crypter_key(context),
-                crypter_key_file=self.crypter_key_file,
-                checksum_concurrency=self.checksum_concurrency,
-                budget=self.budget,
-            )
+            prepared = self.prepare(context)
+            job = cast("ChecksumJob", prepared.job)
             try:
-                summary = self.run_engine(
-                    context, lambda cluster, storage, listener: verify_backup(cluster, storage, options, listener)
-                )
+                summary = cast("ChecksumSummary", self.run_engine(context, prepared))
             except BackupNotFoundError as err:
-                if on_missing == FAIL:
+                if job.on_missing == FAIL:
                     raise
                 self.log.info("%s", err)
                 return PokeReturnValue(is_done=False)
-            if not summary.matches and on_mismatch == FAIL:
-                raise ChecksumMismatchError(
-                    f"the cluster does not hold what the backup at {summary.storage} holds:"
-                    f" the backup has {summary.expected}, the cluster {summary.actual}",
-                    expected=summary.expected,
-                    actual=summary.actual,
-                )
-        if not summary.matches:
+            matches = job.judge(summary)
+        if not matches:
             self.log.warning("%s", summary.line())
             return PokeReturnValue(is_done=False)
-        self.log.info("%s", summary.line())
-        self.tell_outlets(
-            context,
-            {
-                "storage": summary.storage,
-                "pairs": summary.actual.total_kvs,
-                "bytes": summary.actual.total_bytes,
-                "checksum": summary.actual.as_dict(),
-                "cluster_id": summary.cluster_id,
-            },
-        )
-        return PokeReturnValue(is_done=True, xcom_value=summary.as_dict())
-
-
-def _choice(value: object, *, parameter: str, default: str) -> str:
-    word = parse_text(value, parameter=parameter).strip().lower() or default
-    if word not in {WAIT, FAIL}:
-        raise InvalidOptionError(f"{parameter} is {value!r}: give {WAIT} or {FAIL}", parameter=parameter)
-    return word
+        return PokeReturnValue(is_done=True, xcom_value=self.succeed(context, summary.line(), summary.as_dict()))

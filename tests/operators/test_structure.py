@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, redact
 from airflow.sdk import DAG
 from structlog.testing import capture_logs
 
-from airflow_provider_tikvbr import engine_task
+from airflow_provider_tikvbr import engine_jobs, engine_setup
 from airflow_provider_tikvbr.connections import StorageAccess
 from airflow_provider_tikvbr.engine_task import job_owner
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TransientError
@@ -33,7 +32,10 @@ FRONT = {
     *CONNECTION,
     *("storage", "tikv_conn_id", "storage_conn_id", "send_credentials_to_tikv", "no_credentials"),
     *("crypter_key_conn_id", "log_file", "log_level", "log_format", "redact_log"),
+    *("checkpoint_storage", "deferrable"),
 }
+# What the engine is told of the task itself.
+OF_THE_TASK = {"owner", "retry_in_s"}
 # Rendered when they are used, and kept nowhere.
 SECRET = {"crypter_key", "key"}
 
@@ -55,8 +57,8 @@ def parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
 
 @CLASSES
 def test_every_option_of_the_engine_is_a_parameter(cls: type[Any], options: Callable[..., Any], own: set[str]) -> None:
-    # the lock's owner is the task itself
-    assert set(parameters(cls)) == set(inspect.signature(options).parameters) - {"owner"} | FRONT | own
+    front = FRONT if cls is RestoreRawOperator else FRONT - {"checkpoint_storage"}
+    assert set(parameters(cls)) == set(inspect.signature(options).parameters) - OF_THE_TASK | front | own
 
 
 @CLASSES
@@ -90,12 +92,11 @@ def test_every_option_reaches_the_engine(
         seen.update(given)
         raise InvalidOptionError("enough")
 
-    monkeypatch.setattr(sys.modules[cls.__module__], options.__name__, record)
+    monkeypatch.setattr(engine_jobs, options.__name__, record)
     given = {name: f"the {name}" for name in set(parameters(cls)) - own - FRONT}
     with pytest.raises(AirflowFailException, match="enough"):
         cls(task_id="task", storage="/x", **given).execute({})
-    seen.pop("owner", None)
-    assert seen == given
+    assert {name: value for name, value in seen.items() if name not in OF_THE_TASK} == given
 
 
 @CLASSES
@@ -136,7 +137,7 @@ def test_the_storage_is_opened_as_told_and_always_closed(
         seen.update(given, url=url)
         return Recorder()
 
-    monkeypatch.setattr(engine_task, "open_storage", record)
+    monkeypatch.setattr(engine_setup, "open_storage", record)
     operator = cls(
         task_id="task",
         storage="s3://bucket",
@@ -162,14 +163,14 @@ def test_the_storage_connection_may_say_where_the_storage_is(
     monkeypatch: pytest.MonkeyPatch, cls: type[Any], options: Callable[..., Any], own: set[str]
 ) -> None:
     said = StorageAccess(credentials=None, parameters="endpoint=http%3A%2F%2Fminio%3A9000", unread=("colour",))
-    monkeypatch.setattr(engine_task, "storage_access", lambda conn_id, url: said)
+    monkeypatch.setattr(engine_setup, "storage_access", lambda conn_id, url: said)
     seen: list[str] = []
 
     def record(url: str, **given: Any) -> NoopStorage:
         seen.append(url)
         return NoopStorage()
 
-    monkeypatch.setattr(engine_task, "open_storage", record)
+    monkeypatch.setattr(engine_setup, "open_storage", record)
     operator = cls(task_id="task", storage="s3://bucket?sse=x", storage_conn_id="keys", tikv_conn_id="tikv_nowhere")
     with capture_logs() as logs, pytest.raises(TransientError):
         operator.execute({})
