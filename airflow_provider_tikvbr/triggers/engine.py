@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
-import jinja2
-import jinja2.sandbox
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout
+from airflow.sdk.execution_time.context import ConnectionAccessor, VariableAccessor
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -142,8 +141,19 @@ class EngineTrigger(BaseTrigger):
         return {**outcome, **told}
 
     def _prepare(self) -> PreparedJob:
-        setup = JobSetup(self.parameters, render=render, warn=lambda said: self.log.warning("%s", said))
+        setup = JobSetup(self.parameters, render=self._render_secret, warn=lambda said: self.log.warning("%s", said))
         return setup.prepare(self.job_kind, owner=self.owner, retry_in_s=self.retry_in_s)
+
+    def _render_secret(self, template: Any) -> Any:
+        """Render a template that names a connection or a variable, and nothing else; it blocks."""
+        context: Any = {
+            "conn": ConnectionAccessor(),
+            "var": {
+                "value": VariableAccessor(deserialize_json=False),
+                "json": VariableAccessor(deserialize_json=True),
+            },
+        }
+        return self.render_template(template, context)
 
     @asynccontextmanager
     async def _reporting(self) -> AsyncIterator[TaskReport]:
@@ -205,23 +215,6 @@ async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
     """Make a call that may block, and may ask Airflow for something, in a thread."""
     # Not asyncio.to_thread: older cores ask Airflow by way of the loop that asgiref knows to be the main one.
     return await sync_to_async(call, thread_sensitive=False)(*arguments)
-
-
-def render(template: Any) -> Any:
-    """Render a template that names a connection or a variable and nothing else; it blocks."""
-    if not isinstance(template, str) or "{{" not in template:
-        return template
-    from airflow.sdk.execution_time.context import ConnectionAccessor, VariableAccessor
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    names: Mapping[str, Any] = {
-        "conn": ConnectionAccessor(),
-        "var": {
-            "value": VariableAccessor(deserialize_json=False),
-            "json": VariableAccessor(deserialize_json=True),
-        },
-    }
-    return environment.from_string(template).render(names)
 
 
 def _is_cancelling(task: asyncio.Task[Any]) -> bool:
