@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowSkipException, conf
 from airflow.sdk import DAG, Asset, Param
 
 from airflow_provider_tikvbr.macros import below
@@ -34,6 +34,9 @@ def skip_unless_wanted(context: Any) -> None:
     if not context["params"]["verify"]:
         raise AirflowSkipException("This run is not to be verified.")
 
+
+# Unless the form says otherwise.
+DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 
 with DAG(
     dag_id="tikv_backup_scheduled",
@@ -98,6 +101,13 @@ with DAG(
             description_md="MiB per second that each store may write; 0 = no limit.",
             section="Speed",
         ),
+        "deferrable": Param(
+            DEFERRABLE,
+            type="boolean",
+            title="Deferrable",
+            description_md="Let the triggerer do the work: it takes no worker slot then, however long it lasts.",
+            section="Speed",
+        ),
         "crypter_key_conn_id": Param(
             None,
             type=["null", "string"],
@@ -138,6 +148,7 @@ with DAG(
         tikv_conn_id="{{ params.tikv_conn_id }}",
         storage=STORAGE,
         storage_conn_id="{{ params.storage_conn_id or '' }}",
+        deferrable="{{ params.deferrable }}",
         start="{{ params.start or '' }}",
         end="{{ params.end or '' }}",
         format="{{ params.format }}",
@@ -154,6 +165,7 @@ with DAG(
         tikv_conn_id="{{ params.tikv_conn_id }}",
         storage=STORAGE,
         storage_conn_id="{{ params.storage_conn_id or '' }}",
+        deferrable="{{ params.deferrable }}",
         crypter_method="{{ 'aes256-ctr' if params.crypter_key_conn_id else 'plaintext' }}",
         crypter_key_conn_id="{{ params.crypter_key_conn_id or '' }}",
         on_mismatch="{{ params.on_mismatch }}",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import DAG, Param
 
 from airflow_provider_tikvbr.macros import below
@@ -23,6 +24,9 @@ from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
 
 STORAGE = "{{ below(params.storage, dag_run.run_after | ts_nodash) }}"
 STORAGE_CONN_ID = "{{ params.storage_conn_id or '' }}"
+
+# Unless the form says otherwise.
+DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 
 with DAG(
     dag_id="tikv_convert_v1_to_v2",
@@ -95,6 +99,13 @@ with DAG(
             description_md="MiB per second that each store may write or fetch; 0 = no limit.",
             section="How",
         ),
+        "deferrable": Param(
+            DEFERRABLE,
+            type="boolean",
+            title="Deferrable",
+            description_md="Let the triggerer do the work: it takes no worker slot then, however long it lasts.",
+            section="How",
+        ),
         "merge_region_size_bytes": Param(
             None,
             type=["null", "integer"],
@@ -111,6 +122,7 @@ with DAG(
         tikv_conn_id="{{ params.source_conn_id }}",
         storage=STORAGE,
         storage_conn_id=STORAGE_CONN_ID,
+        deferrable="{{ params.deferrable }}",
         dst_api_version="v2",
         start="{{ params.start or '' }}",
         end="{{ params.end or '' }}",
@@ -124,6 +136,7 @@ with DAG(
         tikv_conn_id="{{ params.target_conn_id }}",
         storage=STORAGE,
         storage_conn_id=STORAGE_CONN_ID,
+        deferrable="{{ params.deferrable }}",
         start="{{ params.start or '' }}",
         end="{{ params.end or '' }}",
         format="{{ params.format }}",
@@ -136,6 +149,7 @@ with DAG(
         tikv_conn_id="{{ params.target_conn_id }}",
         storage=STORAGE,
         storage_conn_id=STORAGE_CONN_ID,
+        deferrable="{{ params.deferrable }}",
         on_mismatch="fail",
     )
     backup >> restore >> verify

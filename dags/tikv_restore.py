@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import DAG, Param
 
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
+
+# Unless the form says otherwise.
+DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 
 with DAG(
     dag_id="tikv_restore",
@@ -98,6 +102,30 @@ with DAG(
             description_md="MiB per second that each store may fetch; 0 = no limit.",
             section="How",
         ),
+        "deferrable": Param(
+            DEFERRABLE,
+            type="boolean",
+            title="Deferrable",
+            description_md="Let the triggerer do the work: it takes no worker slot then, however long it lasts.",
+            section="How",
+        ),
+        "verify_files": Param(
+            "size",
+            type="string",
+            enum=["off", "size", "sha256"],
+            title="Check the files",
+            description_md="Before anything is restored: *size*: they are all there and as long as they should be. *sha256*: "
+            "each is read. *off*: neither.",
+            section="How",
+        ),
+        "checkpoint_storage": Param(
+            None,
+            type=["null", "string"],
+            title="Checkpoint storage URL",
+            description_md="Where to keep what is finished, for a retry to go on from there. Empty: beside the backup, "
+            "which must not be read-only then.",
+            section="How",
+        ),
         "merge_region_size_bytes": Param(
             None,
             type=["null", "integer"],
@@ -114,12 +142,15 @@ with DAG(
         tikv_conn_id="{{ params.tikv_conn_id }}",
         storage="{{ params.storage }}",
         storage_conn_id="{{ params.storage_conn_id or '' }}",
+        deferrable="{{ params.deferrable }}",
         start="{{ params.start or '' }}",
         end="{{ params.end or '' }}",
         format="{{ params.format }}",
         crypter_method="{{ 'aes256-ctr' if params.crypter_key_conn_id else 'plaintext' }}",
         crypter_key_conn_id="{{ params.crypter_key_conn_id or '' }}",
         checksum="{{ params.checksum }}",
+        verify_files="{{ params.verify_files }}",
+        checkpoint_storage="{{ params.checkpoint_storage or '' }}",
         online="{{ params.online }}",
         ratelimit="{{ params.ratelimit }}",
         merge_region_size_bytes="{{ params.merge_region_size_bytes or '' }}",

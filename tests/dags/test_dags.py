@@ -177,6 +177,48 @@ def test_a_schedule_without_a_storage_fails_at_its_first_try(
     assert "the storage URL is empty" in "".join(capfd.readouterr())
 
 
+def deferred(told: pytest.CaptureFixture[str]) -> int:
+    """How many tasks the triggerer was given."""
+    return "".join(told.readouterr()).count("Pausing task as DEFERRED")
+
+
+@pytest.mark.usefixtures("database", "connections")
+def test_deferred_tasks_do_the_same(
+    dags: dict[str, DAG],
+    v1: ThreadedCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BACKUP_KEY", json.dumps({"conn_type": "generic", "password": AES256_KEY}))
+    given = {"crypter_key_conn_id": "backup_key", "deferrable": True}
+    run = Run(dags["tikv_backup_scheduled"], storage=str(tmp_path), **given)
+    assert run.states == {"backup": "success", "verify": "success"}
+    assert deferred(capfd) == 2
+    assert run.result("backup")["total_kv"] == 300
+    assert run.result("verify")["actual"] == run.result("backup")["checksum"]
+    assert run.state_store("backup")["progress"]["percent"] == 100
+    before = v1.pairs()
+    v1.put([(before[7].key, b"spoilt")])
+    (folder,) = tmp_path.iterdir()
+    place = str(tmp_path / "elsewhere")
+    run = Run(dags["tikv_restore"], storage=str(folder), checkpoint_storage=place, verify_files="sha256", **given)
+    assert run.states == {"restore": "success"}
+    assert deferred(capfd) == 1
+    assert run.result("restore")["verified"] is True
+    assert v1.pairs() == before
+
+
+@pytest.mark.usefixtures("database", "connections")
+def test_a_mistake_that_only_the_triggerer_sees_fails_the_task_at_its_first_try(
+    dags: dict[str, DAG], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(dags["tikv_restore"], storage=str(tmp_path), deferrable=True)
+    assert run.states == {"restore": "failed"}
+    assert run.tries("restore") == 1
+    assert "there is no backup in" in "".join(capfd.readouterr())
+
+
 SECRETS_DAG = """
 from airflow.sdk import DAG
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator

@@ -51,6 +51,18 @@ with DAG("canaries", schedule=None, default_args={{"retries": 0, "log_file": FOL
         ChecksumSensor(task_id="s3_verify", storage="s3://canaries/a", on_mismatch="fail", **KEYS),
         BackupRawOperator(task_id="bad_again", storage="s3://canaries/a", **KEYS),
     ]
+    BackupRawOperator(
+        task_id="later", storage="s3://canaries/later", crypter_key="{{{{ conn.canary_backup.password }}}}", deferrable=True,
+        **AES, **KEYS,
+    ) >> [
+        ChecksumSensor(task_id="later_verify", storage="s3://canaries/later", crypter_key_conn_id="canary_backup",
+            on_mismatch="fail", deferrable=True, **AES, **KEYS),
+        RestoreRawOperator(task_id="bad_later_key", storage="s3://canaries/later", crypter_key_conn_id="canary_other",
+            deferrable=True, **AES, **KEYS),
+    ]
+    BackupRawOperator(task_id="bad_later_text", storage=FOLDER + "/later", deferrable=True, **AES,
+        crypter_key="0{{{{ conn.canary_backup.password[1:] }}}}")
+    BackupRawOperator(task_id="bad_later_url", storage="s3://canaries/e?" + URL_KEYS, deferrable=True)
     BackupRawOperator(task_id="url", storage="s3://canaries/b?endpoint=" + S3 + "&" + URL_KEYS)
     BackupRawOperator(task_id="key", storage=FOLDER + "/key", tikv_conn_id="canary_plain",
         ca=FOLDER + "/ca", cert=FOLDER + "/cert", key="{{{{ conn.canary_tls.password }}}}")
@@ -64,7 +76,7 @@ with DAG("canaries", schedule=None, default_args={{"retries": 0, "log_file": FOL
     ChecksumSensor(task_id="bad_sensor", storage="s3://canaries/none", **KEYS)
     RestoreRawOperator(task_id="bad_cluster", storage=FOLDER + "/local", tikv_conn_id="canary_broken")
 """
-GOOD = {"local", "restore", "s3", "s3_restore", "s3_verify", "url", "key"}
+GOOD = {"local", "restore", "s3", "s3_restore", "s3_verify", "url", "key", "later", "later_verify"}
 RUN = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
