@@ -32,6 +32,8 @@ CHECKOUT = Path(airflow_provider_tikvbr.__file__).parents[1]
     click.option("--keyspaces", multiple=True, metavar="NAME[=ID],...",
                  help="API V2: keyspaces to create; several by commas or by repetition."),
     flag("--format", default="hex", metavar="hex|raw|escaped", help="How --split-keys are written."),
+    click.option("--faults", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Rules for what goes wrong, as JSON; see docs/embedded.md."),
     flag("--ca", metavar="FILE", help="With --cert: ask clients for a certificate of this CA."),
     flag("--cert", metavar="FILE", help="The servers' certificate; turns TLS on."),
     flag("--key", metavar="FILE", help="Private key of --cert."),
@@ -48,6 +50,7 @@ def embedded(
     split_keys: tuple[str, ...],
     keyspaces: tuple[str, ...],
     format: str,  # noqa: A002 - the flag's own name
+    faults: Path | None,
     ca: str,
     cert: str,
     key: str,
@@ -81,6 +84,7 @@ def embedded(
             parse_key(text, format, parameter="split_keys") for given in split_keys for text in given.split(",") if text
         ],
         keyspaces=[name.strip() for given in keyspaces for name in given.split(",") if name.strip()],
+        faults=faults,
         tls=ServerTls(cert=_pem(cert), key=_pem(key), ca=_pem(ca) if ca else None) if cert else None,
     )
 

@@ -22,6 +22,7 @@ from airflow_provider_tikvbr.embedded.checks import api_name, is_raw_range
 from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.conversion import Conversion
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DataKey, StoreEngine
+from airflow_provider_tikvbr.embedded.fault_storage import StoreFiles
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.releases import (
@@ -84,12 +85,16 @@ class BackupService:
     :param topology: where regions and leaders stand.
     :param store_id: the store that serves.
     :param engines: the RocksDB of every store.
+    :param files: how the store writes files.
     """
 
-    def __init__(self, *, topology: Topology, store_id: int, engines: Mapping[int, StoreEngine]) -> None:
+    def __init__(
+        self, *, topology: Topology, store_id: int, engines: Mapping[int, StoreEngine], files: StoreFiles
+    ) -> None:
         self._topology = topology
         self._store_id = store_id
         self._engine = engines[store_id]
+        self._files = files
 
     def handlers(self) -> dict[Method[Any, Any], Handler]:
         """The call and what serves it."""
@@ -114,7 +119,7 @@ class BackupService:
         except TikvBrError as error:
             yield _failed(io_error(error))
             return
-        job = _Job(request, self._topology, self._store_id, self._engine, storage)
+        job = _Job(request, self._topology, self._store_id, self._engine, storage, self._files)
         try:
             async for response in job.responses(ranges):
                 yield response
@@ -144,6 +149,7 @@ class _Job:
         store_id: int,
         engine: StoreEngine,
         storage: Storage,
+        files: StoreFiles,
     ) -> None:
         self.cancelled = threading.Event()
         self._request = request
@@ -151,6 +157,7 @@ class _Job:
         self._store_id = store_id
         self._engine = engine
         self._storage = storage
+        self._files = files
         self._cf = request.cf or CF_DEFAULT
         self._limiter = RateLimiter(request.rate_limit)
         self._version = topology.stores[store_id].version
@@ -270,7 +277,7 @@ class _Job:
         if local and not replaces_local_files(self._version) and await self._storage.exists(name):
             raise _FileExistsError(f"[{name}] is already exists in {self._request.storage_backend.local.path}")
         await self._limiter.spend(len(stored))
-        await self._storage.write(name, stored)
+        await self._files.write(self._storage, name, stored, region_id=piece.region_id)
         keys = self._convert.api_range(piece.api)
         return brpb_pb2.File(
             name=name,

@@ -135,7 +135,13 @@ class Faults:
         """Have work done that no client waits for, unless the rules are cleared first."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Its failure has nobody to be told to, and asyncio would complain that nobody asked.
+            task.exception()
 
     async def close(self) -> None:
         """Drop the work that was put off; the rules stay."""

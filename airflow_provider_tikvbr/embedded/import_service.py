@@ -18,6 +18,7 @@ import grpc
 from airflow_provider_tikvbr.embedded import checks
 from airflow_provider_tikvbr.embedded.checks import RegionChecks, RegionRefusedError
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, StoreEngine
+from airflow_provider_tikvbr.embedded.fault_storage import StoreFiles
 from airflow_provider_tikvbr.embedded.import_files import (
     DownloadRefusedError,
     KeySpan,
@@ -59,10 +60,14 @@ class ImportService:
     :param topology: where regions and leaders stand.
     :param store_id: the store that serves.
     :param engines: the RocksDB of every store.
+    :param files: how the store reads files.
     """
 
-    def __init__(self, *, topology: Topology, store_id: int, engines: Mapping[int, StoreEngine]) -> None:
+    def __init__(
+        self, *, topology: Topology, store_id: int, engines: Mapping[int, StoreEngine], files: StoreFiles
+    ) -> None:
         self._topology = topology
+        self._files = files
         self._store_id = store_id
         self._engines = engines
         self._engine = engines[store_id]
@@ -163,7 +168,7 @@ class ImportService:
         try:
             # All that wait for their turn hold the storage open together.
             async with self._storages.use(request.storage_backend) as storage, self._downloads:
-                data = await storage.read(request.name)
+                data = await self._files.read(storage, request.name, region_id=request.sst.region_id)
                 await self._engine.download_limiter.spend(len(data))
                 if request.sst.length and len(data) != request.sst.length:
                     raise DownloadRefusedError(f"{failed}downloaded size {len(data)}, expected {request.sst.length}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import web
 
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
+from airflow_provider_tikvbr.embedded.fault_http import http_faults
 from airflow_provider_tikvbr.embedded.faults import Faults
 from airflow_provider_tikvbr.embedded.mux import Mux
 from airflow_provider_tikvbr.embedded.pd_http import PdHttp
@@ -60,7 +61,9 @@ class PdNode:
         self._member = member
         self._grpc_path = str(sockets / f"{member.name}.sock")
         self._grpc = GrpcServer(handlers=PdService(pd, member).handlers(), faults=faults, pd_member=member.name)
-        self._runner = web.AppRunner(PdHttp(pd).app(), shutdown_timeout=0.1, access_log=None)
+        self._runner = web.AppRunner(
+            PdHttp(pd, http_faults(faults, pd_member=member.name)).app(), shutdown_timeout=0.1, access_log=None
+        )
         self._context = None if tls is None else ssl_context(tls)
         self._mux: Mux | None = None
 
@@ -109,9 +112,13 @@ class StoreNode:
         self._topology = topology
         self._store = topology.stores[store_id]
         self._tls = tls
-        self._grpc = GrpcServer(handlers=store_handlers(topology, store_id, engines), faults=faults, store_id=store_id)
+        self._grpc = GrpcServer(
+            handlers=store_handlers(topology, store_id, engines, faults), faults=faults, store_id=store_id
+        )
         context = None if tls is None else ssl_context(tls)
-        self._status = StatusServer(topology=topology, store=self._store, tls=context)
+        self._status = StatusServer(
+            topology=topology, store=self._store, faults=http_faults(faults, store_id=store_id), tls=context
+        )
 
     async def start(self, host: str, *, port: int = 0, status_port: int = 0) -> None:
         """Serve, and tell PD where.

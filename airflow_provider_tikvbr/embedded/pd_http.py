@@ -24,15 +24,17 @@ class PdHttp:
     """The HTTP half of any member of PD: a follower passes requests on to the leader, so all answer alike.
 
     :param pd: what it tells.
+    :param faults: the middleware that lets requests go wrong.
     """
 
-    def __init__(self, pd: PlacementDriver) -> None:
+    def __init__(self, pd: PlacementDriver, faults: Any) -> None:
         self._pd = pd
+        self._faults = faults
         self._topology = pd.topology
 
     def app(self) -> web.Application:
         """The application to serve."""
-        app = web.Application(middlewares=[self._need_leader])
+        app = web.Application(middlewares=[self._faults, self._need_leader])
         app.router.add_get(f"{API}/ping", self._ping)
         app.router.add_get(f"{API}/version", self._version)
         app.router.add_get(f"{API}/members", self._members)

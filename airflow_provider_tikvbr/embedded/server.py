@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.fault_file import read_faults
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
@@ -52,6 +53,7 @@ def run(
     version: str = "8.5.0",
     split_keys: Sequence[UserKey] = (),
     keyspaces: Sequence[str] = (),
+    faults: Path | None = None,
     tls: ServerTls | None = None,
 ) -> int:
     """Run an embedded cluster in the foreground until SIGINT or SIGTERM.
@@ -66,6 +68,7 @@ def run(
     :param version: version that PD and the stores announce.
     :param split_keys: user keys at which a new cluster is split.
     :param keyspaces: what API V2 has beside the default keyspace: each a name, or ``name=number``.
+    :param faults: a JSON file of rules for what goes wrong; None for nothing.
     :param tls: TLS of every port, or None.
     :return: the exit code.
     :raises InvalidOptionError: an option cannot be right, or a port is taken.
@@ -87,6 +90,10 @@ def run(
         keyspaces=_numbered(keyspaces),
         tls=tls,
     )
+    if faults is not None:
+        seed, rules = read_faults(faults)
+        cluster.faults.seed(seed)
+        cluster.faults.add_all(rules)
     try:
         asyncio.run(serve(cluster, out=sys.stdout))
     except OSError as err:

@@ -18,14 +18,17 @@ class StatusServer:
 
     :param topology: the cluster.
     :param store: the store.
+    :param faults: the middleware that lets requests go wrong.
     :param tls: serve HTTPS, or None for plain HTTP.
     """
 
-    def __init__(self, *, topology: Topology, store: StoreRecord, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *, topology: Topology, store: StoreRecord, faults: Any, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._topology = topology
         self._store = store
         self._tls = tls
-        app = web.Application()
+        app = web.Application(middlewares=[faults])
         app.router.add_get("/config", self._config)
         app.router.add_get("/status", self._status)
         app.router.add_get("/metrics", self._metrics)

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from airflow_provider_tikvbr.embedded.fault_storage import InjectedStorageError
 from airflow_provider_tikvbr.exceptions import (
     AuthenticationError,
     InvalidOptionError,
@@ -45,6 +46,8 @@ def io_error(error: TikvBrError) -> str:
     """What a backup response says of a storage failure."""
     if isinstance(error, NoDirectoryError):
         return f'Io(Os {{ code: 2, kind: NotFound, message: "{_NO_SUCH_FILE}" }})'
+    if isinstance(error, InjectedStorageError):
+        return error.message
     text = error.message.replace('"', "'")
     if isinstance(error, StorageNotFoundError):
         return f'Io(Custom {{ kind: NotFound, error: "{text}, code: Some(\\"NoSuchBucket\\")" }})'

@@ -217,6 +217,18 @@ def embedded(*args: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
+def test_an_embedded_cluster_fails_by_the_rules_of_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "faults.json"
+    file.write_text(json.dumps([{"kind": "status", "method": "GET /pd/api/v1/stores", "status": 418, "times": 1}]))
+    with embedded("--data", tmp_path / "c", "--faults", file) as (_, pd):
+        stores = f"http://{pd}/pd/api/v1/stores"
+        assert [httpx.get(stores).status_code for _ in range(2)] == [418, 200]
+    file.write_text('[{"kind": "nonsuch"}]')
+    assert main(["embedded", "--data", str(tmp_path / "n"), "--faults", str(file)]) == 1
+    assert f"{file}: rule 0: kind='nonsuch' is none of status" in capfd.readouterr().err
+    assert not (tmp_path / "n").exists()
+
+
 def test_an_embedded_cluster_stops_and_is_taken_up_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     golden = str(GOLDEN / "v2" / "range")
     options = ("--data", tmp_path / "c", "--api-version", "v2", "--split-keys", "75,7573", "--stores", "2")

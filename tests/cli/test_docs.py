@@ -19,6 +19,8 @@ from packaging.version import Version
 from airflow_provider_tikvbr.cli.flags import GoBool, canonical
 from airflow_provider_tikvbr.cli.main import main, tikvbr
 from airflow_provider_tikvbr.cli.options import Ignored
+from airflow_provider_tikvbr.embedded.fault_file import faults_of
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.hooks.tikv import EXTRA_FIELDS, TiKVHook
 from airflow_provider_tikvbr.operators.backup import BackupRawOperator
@@ -298,6 +300,9 @@ def test_there_are_command_lines() -> None:
 @pytest.mark.parametrize("code", all_examples("json"))
 def test_json_can_be_read(code: str) -> None:
     said = json.loads(code)
+    if "rules" in said:
+        faults_of(said)
+        return
     assert {"conn_type"} <= set(said)
     if said["conn_type"] == "tikv":
         assert set(said["extra"]) <= set(EXTRA_FIELDS)
@@ -348,6 +353,17 @@ def test_extras_are_documented() -> None:
     setup.read(ROOT / "setup.cfg")
     extras = set(setup["options.extras_require"]) - {"dev"}
     assert [name for name in sorted(extras) if f"[{name}]'" not in page("README.md")] == []
+
+
+def test_every_field_and_kind_of_a_fault_is_documented() -> None:
+    text = chapter(page("docs/embedded.md"), "Faults")
+    documented = rows(text.partition("| Kind |")[0])
+    fields = {f.name: f.default for f in dataclasses.fields(Rule) if f.init}
+    assert set(documented) == set(fields)
+    for name, default in fields.items():
+        if default not in (None, "", dataclasses.MISSING):
+            assert documented[name] == getattr(default, "name", str(default)), name
+    assert set(rows(text.partition("| Kind |")[2])) == {kind.value for kind in Kind}
 
 
 def test_every_error_of_the_tree_is_in_it() -> None:
