@@ -84,7 +84,7 @@ class TaskReport:
         self._state = state
         self._level = level
         self._file = file
-        self._told_checkpoint = False
+        self._saved: CheckpointSaved | None = None
 
     def note(self, note: Note) -> None:
         """Tell a note."""
@@ -128,10 +128,8 @@ class TaskReport:
         self._state.keep(PROGRESS_KEY, progress_numbers(progress))
 
     def checkpoint(self, saved: CheckpointSaved) -> None:
-        """Tell where another try finds what is finished."""
-        if not self._told_checkpoint:
-            self._told_checkpoint = True
-            self.tell(logging.INFO, f"What is finished is kept in {saved.place}: another try goes on from there.")
+        """Keep where another try finds what is finished."""
+        self._saved = saved
         self._state.keep(CHECKPOINT_KEY, checkpoint_numbers(saved))
 
     def done(self, summary: Summary) -> None:
@@ -140,7 +138,9 @@ class TaskReport:
         self._write(logging.INFO, summary.title, summary.parts())
 
     def failed(self, error: BaseException) -> None:
-        """Tell the file why there is nothing more in it."""
+        """Tell where what is finished is kept, and tell the file why there is nothing more in it."""
+        if self._saved is not None:
+            self.tell(logging.INFO, f"What is finished is kept in {self._saved.place}: another try goes on from there.")
         stopped = isinstance(error, JobCancelledError) or not isinstance(error, Exception)
         fields = {"error": str(error) or type(error).__name__}
         self._write(logging.WARNING if stopped else logging.ERROR, "stopped" if stopped else "failed", fields)
@@ -194,20 +194,26 @@ def reporting(
     form = parse_log_format(parse_text(log_format, parameter="log_format"))
     path = parse_text(log_file, parameter="log_file").strip()
     if not path:
-        yield TaskReport(log, state, level=level, file=None)
+        with _failures_told(TaskReport(log, state, level=level, file=None)) as report:
+            yield report
         return
     # Nobody else's: another task in the same process has its own file.
     logger = logging.Logger("airflow_provider_tikvbr.task")
     with (
         logging_to(Path(path).expanduser(), level, log_format=form, logger=logger),
         _queued(logger) if in_thread else nullcontext(),
+        _failures_told(TaskReport(log, state, level=level, file=logger)) as report,
     ):
-        report = TaskReport(log, state, level=level, file=logger)
-        try:
-            yield report
-        except BaseException as err:
-            report.failed(err)
-            raise
+        yield report
+
+
+@contextmanager
+def _failures_told(report: TaskReport) -> Iterator[TaskReport]:
+    try:
+        yield report
+    except BaseException as err:
+        report.failed(err)
+        raise
 
 
 @contextmanager

@@ -38,6 +38,12 @@ class Store:
     def set(self, key: str, value: Any) -> None:
         self.told.append((key, value))
 
+    def get(self, key: str, default: Any = None) -> Any:
+        return dict(self.told).get(key, default)
+
+    def delete(self, key: str) -> None:
+        self.told = [(told, value) for told, value in self.told if told != key]
+
 
 @contextmanager
 def soon(happens: Callable[[], bool], then: Callable[[], None]) -> Iterator[None]:

@@ -24,6 +24,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from structlog.testing import capture_logs
 
 from airflow_provider_tikvbr import deferral, engine_task
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
 from airflow_provider_tikvbr.exceptions import (
     BackupExistsError,
@@ -442,3 +443,23 @@ async def test_many_jobs_share_the_loop(source: ThreadedCluster, tmp_path: Path)
     triggers = [defer(backup(tmp_path, storage=str(tmp_path / str(at)), redact_log=at % 2 == 0)) for at in range(6)]
     events = await asyncio.gather(*(fire(trigger) for trigger in triggers))
     assert {event["result"]["total_kv"] for event in events} == {300}
+
+
+async def test_another_triggerer_goes_on(target: ThreadedCluster, source: ThreadedCluster, tmp_path: Path) -> None:
+    """The first triggerer ends when three of six files are restored; the second restores the others."""
+    url = str(tmp_path / "backup")
+    await asyncio.to_thread(lambda: backup(tmp_path, deferrable=False).execute({}))
+    stuck = target.faults.add(Rule(kind=Kind.HANG, method=IMPORT_DOWNLOAD, after=3))
+    task = RestoreRawOperator(task_id="r", storage=url, tikv_conn_id="tikv_target", concurrency=1, deferrable=True)
+    first = defer(task)
+    running = asyncio.ensure_future(fire(first))
+    await until(lambda: stuck.hits)
+    running.cancel()
+    await asyncio.wait((running,))
+    assert is_as_before(target)
+    target.faults.clear()
+    counted = target.faults.add(Rule(kind=Kind.DELAY, method=IMPORT_DOWNLOAD, delay_s=0.001))
+    event = await fire(type(first)(**first.serialize()[1]))
+    assert event["result"]["total_kv"] == 300
+    assert counted.hits == 3
+    assert await asyncio.to_thread(target.pairs) == await asyncio.to_thread(source.pairs)
