@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from airflow_provider_tikvbr.exceptions import (
     BackupFileError,
     BackupInvalidError,
     ChecksumMismatchError,
     ProtocolError,
+    TerminalError,
     TikvBrError,
     TransientError,
     UnverifiedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
 from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
-from airflow_provider_tikvbr.rawbr.files import check_files, read_file
+from airflow_provider_tikvbr.rawbr.files import read_file, verify_files
 from airflow_provider_tikvbr.rawbr.gates import (
     check_can_checksum,
     check_can_convert,
@@ -36,12 +37,27 @@ from airflow_provider_tikvbr.rawbr.gates import (
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
 from airflow_provider_tikvbr.rawbr.lock import BackupLock
-from airflow_provider_tikvbr.rawbr.meta import build_meta, withdraw_meta, write_meta
-from airflow_provider_tikvbr.rawbr.options import BackupOptions
+from airflow_provider_tikvbr.rawbr.meta import (
+    META_NAME,
+    backup_exists,
+    build_meta,
+    read_meta,
+    withdraw_meta,
+    write_meta,
+)
+from airflow_provider_tikvbr.rawbr.options import BackupOptions, VerifyFiles
 from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request
 from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
-from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.rawbr.summary import BackupSummary, Checksum
+from airflow_provider_tikvbr.rawbr.takeover import (
+    DIRECTORY,
+    backup_identity,
+    clear_away,
+    discarder,
+    doubtful_files,
+    take_over,
+)
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
@@ -50,8 +66,6 @@ from airflow_provider_tikvbr.tikv.redaction import show_key
 
 STEP = "Raw backup"
 CHECKSUM_STEP = "Raw backup checksum"
-
-TIMELESS_NAME: Final = re.compile(r"(\d+)[/_]\d+_\d+_default\.sst")
 
 
 async def backup(
@@ -71,79 +85,18 @@ async def backup(
     :raises UnverifiedError: the backup is written, but the cluster could not be counted.
     :raises ChecksumMismatchError: the backup is written, but the cluster does not hold the same pairs (any more).
     """
-    started = time.monotonic()
     dst = destination(cluster, options)
     # In a thread: whoever gives out credentials may have to be asked for them.
     check_can_write(cluster, await asyncio.to_thread(storage.backend))
     await storage.prepare()
     # Once more: now it is known too what the place asks for, such as an object lock.
     check_can_write(cluster, await asyncio.to_thread(storage.backend))
-    # GC is held until the job is over, so that what is left of gcttl is left for whoever comes next.
-    async with contextlib.AsyncExitStack() as until_the_end:
-        async with BackupLock.acquire(storage, owner=options.owner) as lock:
-            safepoint = _safepoint(cluster, options, listener)
-            if safepoint is not None:
-                await until_the_end.enter_async_context(safepoint)
-            meta: brpb_pb2.BackupMeta | None = None
-            try:
-                async with hold(*_leases(cluster, options, listener)):
-                    keys = cluster.codec.api_range(options.keys)
-                    regions = await count_regions(cluster, keys, listener)
-                    coverage = Coverage(
-                        backup_request(cluster, options, dst),
-                        codec=cluster.codec,
-                        storage=storage,
-                        step=STEP,
-                        total=regions,
-                        listener=listener,
-                    )
-                    await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=listener)
-                    files = await _finished_files(storage, coverage, options)
-                    if safepoint is not None:
-                        safepoint.check()
-                    await lock.confirm()
-                    meta = build_meta(
-                        cluster_id=cluster.cluster_id,
-                        cluster_version=cluster.cluster_version_text,
-                        api_version=dst,
-                        keys=dst_codec(cluster, dst).api_range(options.keys),
-                        files=files,
-                        backup_ts=safepoint.backup_ts if safepoint is not None else None,
-                    )
-                    await write_meta(storage, meta, options.cipher)
-            except asyncio.CancelledError:
-                # Whoever stops a backup can start it again in the same place.
-                if meta is not None:
-                    await settle(withdraw_meta(storage, meta, options.cipher))
-                raise
-        if lock.left_behind is not None:
-            listener(Note(level="warning", message=lock.left_behind))
-        await _remove_replaced(storage, coverage, files, listener)
-        if not coverage.checksum.total_kvs:
-            listener(Note(level="warning", message="there is no data in the range: the backup is complete and empty"))
-        if options.checksum:
-            await _verify(cluster, storage, options, dst, coverage, listener)
-        if safepoint is not None:
-            await safepoint.leave()
-    return BackupSummary(
-        total_ranges=len(files),
-        ranges_succeed=len(files),
-        backup_total_regions=regions or len(coverage.ranges),
-        total_take_s=time.monotonic() - started,
-        backup_ts=safepoint.backup_ts if safepoint is not None else None,
-        total_kv=coverage.checksum.total_kvs,
-        total_kv_size=coverage.checksum.total_bytes,
-        backup_data_size=coverage.data_size,
-        checksum=coverage.checksum,
-        verified=options.checksum,
-        api_version=cluster.api_version,
-        dst_api_version=dst,
-        storage=storage.display_url,
-        cluster_id=cluster.cluster_id,
-        cluster_version=cluster.cluster_version_text,
-        start=show_key(options.keys.start),
-        end=show_key(options.keys.end),
-    )
+    job = _Backup(cluster, storage, options, dst, listener)
+    async with BackupLock.acquire(storage, owner=options.owner, check=job.refuse_finished) as lock:
+        summary = await job.run(lock)
+    if lock.left_behind is not None:
+        listener(Note(level="warning", message=lock.left_behind))
+    return summary
 
 
 def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
@@ -165,16 +118,288 @@ def dst_codec(cluster: Cluster, dst: ApiVersion) -> KeyCodec:
     return cluster.codec if dst is cluster.api_version else KeyCodec(dst)
 
 
-def _safepoint(cluster: Cluster, options: BackupOptions, listener: Listener) -> SafepointLease | None:
-    if not has_backup_ts(cluster):
-        return None
-    return SafepointLease(
-        cluster,
-        safe_interval_s=options.safe_interval_s,
-        gc_ttl_s=options.gc_ttl_s,
-        gcttl_from=options.gcttl_from,
-        listener=listener,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """A backup that is complete.
+
+    :param files: its files.
+    :param regions: about how many regions its range has.
+    :param unwanted: files that it does not need.
+    :param look: whether to look for more of those.
+    """
+
+    files: Sequence[brpb_pb2.File]
+    checksum: Checksum
+    data_size: int
+    regions: int
+    unwanted: Sequence[str]
+    look: bool
+
+
+class _Backup:
+    """One try of a backup."""
+
+    def __init__(
+        self, cluster: Cluster, storage: Storage, options: BackupOptions, dst: ApiVersion, listener: Listener
+    ) -> None:
+        self._started = time.monotonic()
+        self._cluster = cluster
+        self._storage = storage
+        self._options = options
+        self._dst = dst
+        self._listener = listener
+        self._identity = backup_identity(cluster, options, dst)
+        self._keys = cluster.codec.api_range(options.keys)
+        self._safepoint: SafepointLease | None = None
+        if has_backup_ts(cluster):
+            self._safepoint = SafepointLease(
+                cluster,
+                safe_interval_s=options.safe_interval_s,
+                gc_ttl_s=options.gc_ttl_s,
+                gcttl_from=options.gcttl_from,
+                listener=listener,
+            )
+
+    async def refuse_finished(self) -> None:
+        """Make sure that the place holds no backup, or one whose last steps an earlier try of this one has left out.
+
+        :raises BackupExistsError: it does.
+        """
+        if await self._storage.exists(META_NAME) and not (
+            self._options.resume
+            and await Checkpoint.matches(self._storage, directory=DIRECTORY, identity=self._identity)
+        ):
+            raise backup_exists(self._storage)
+
+    async def run(self, lock: BackupLock) -> BackupSummary:
+        """Do what is left to do."""
+        complete = await self._storage.exists(META_NAME)
+        checkpoint = await Checkpoint.open(
+            self._storage,
+            directory=DIRECTORY,
+            identity=self._identity,
+            cipher=self._options.cipher,
+            resume=self._options.resume,
+            listener=self._listener,
+            discard=discarder(self._storage),
+        )
+        try:
+            # GC is held until the job is over, so that what is left of gcttl is left for whoever comes next.
+            async with self._gc_held_back(checkpoint, complete=complete):
+                written = await (self._found(checkpoint) if complete else self._write(lock, checkpoint))
+                await self._finish(written, checkpoint)
+        except TerminalError:
+            if checkpoint.is_empty:
+                await self._forget(checkpoint)
+            raise
+        return self._summary(written)
+
+    @contextlib.asynccontextmanager
+    async def _gc_held_back(self, checkpoint: Checkpoint, *, complete: bool) -> AsyncIterator[None]:
+        """Hold GC back while the block runs, and until the next try if there is to be one."""
+        safepoint = self._safepoint
+        if safepoint is None:
+            yield
+            return
+        try:
+            await self._hold_gc_back(safepoint, checkpoint, complete=complete)
+            yield
+        except TransientError:
+            if self._options.resume and self._storage.keeps:
+                await safepoint.leave_for_retry(self._options.retry_in_s)
+            raise
+        finally:
+            await safepoint.stop()
+
+    async def _hold_gc_back(self, safepoint: SafepointLease, checkpoint: Checkpoint, *, complete: bool) -> None:
+        """Register a safepoint: where the first try did, if GC has not passed that."""
+        state = checkpoint.state
+        if checkpoint.resumed and "backup_ts" in state:
+            service_id, backup_ts = str(state["service_id"]), int(state["backup_ts"])
+            if await safepoint.take_over(service_id=service_id, backup_ts=backup_ts):
+                return
+            passed = (
+                f"garbage collection has passed backup-ts {backup_ts} of the try that began at {checkpoint.started}"
+            )
+            if complete:
+                self._safepoint = None
+                message = f"{passed}: the backup is complete, but change capture cannot go on from it"
+                self._listener(Note(level="warning", message=message))
+                return
+            message = f"{passed}, so that change capture could not go on from there: the backup starts over"
+            self._listener(Note(level="warning", message=message))
+            await checkpoint.start_over()
+        await safepoint.choose()
+        # First: if the job dies in between, the next try registers at that backup-ts.
+        await checkpoint.remember(service_id=safepoint.service_id, backup_ts=safepoint.backup_ts)
+        await safepoint.begin()
+
+    async def _write(self, lock: BackupLock, checkpoint: Checkpoint) -> _Written:
+        """Let the stores write their files, and declare the backup complete."""
+        cluster, storage, options = self._cluster, self._storage, self._options
+        meta: brpb_pb2.BackupMeta | None = None
+        try:
+            async with hold(checkpoint, *_leases(cluster, options, self._listener)):
+                with self._gc_let_go_if_stopped():
+                    regions = await count_regions(cluster, self._keys, self._listener)
+                    coverage = Coverage(
+                        backup_request(cluster, options, self._dst),
+                        codec=cluster.codec,
+                        storage=storage,
+                        step=STEP,
+                        total=regions,
+                        listener=self._listener,
+                        budget_s=options.budget_s,
+                        on_accepted=checkpoint.add,
+                    )
+                    if checkpoint.resumed:
+                        await take_over(
+                            storage,
+                            checkpoint,
+                            coverage,
+                            cipher=options.cipher,
+                            total=regions,
+                            budget_s=options.budget_s,
+                            listener=self._listener,
+                        )
+                    await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=self._listener)
+                    files = await _finished_files(storage, coverage, options)
+                    if self._safepoint is not None:
+                        self._safepoint.check()
+                    await lock.confirm()
+                    meta = await asyncio.to_thread(self._meta, files)
+                    await write_meta(storage, meta, options.cipher)
+        except asyncio.CancelledError:
+            # Whoever stops a backup can start it again in the same place.
+            if meta is not None:
+                await settle(withdraw_meta(storage, meta, options.cipher))
+            raise
+        return _Written(
+            files=files,
+            checksum=coverage.checksum,
+            data_size=coverage.data_size,
+            regions=regions or len(coverage.ranges),
+            unwanted=coverage.replaced,
+            look=coverage.disturbed or checkpoint.resumed,
+        )
+
+    @contextlib.contextmanager
+    def _gc_let_go_if_stopped(self) -> Iterator[None]:
+        """Remove the safepoint beside everything else that is undone: a job that is stopped has about five seconds."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._safepoint is not None:
+                self._safepoint.stop_soon()
+            raise
+
+    def _meta(self, files: Iterable[brpb_pb2.File]) -> brpb_pb2.BackupMeta:
+        return build_meta(
+            cluster_id=self._cluster.cluster_id,
+            cluster_version=self._cluster.cluster_version_text,
+            api_version=self._dst,
+            keys=dst_codec(self._cluster, self._dst).api_range(self._options.keys),
+            files=files,
+            backup_ts=self._safepoint.backup_ts if self._safepoint is not None else None,
+        )
+
+    async def _found(self, checkpoint: Checkpoint) -> _Written:
+        """What an earlier try has declared complete before it was broken off."""
+        meta = await read_meta(self._storage, self._options.cipher)
+        message = f"the backup was completed by a try that began at {checkpoint.started}: only its last steps are left"
+        self._listener(Note(level="info", message=message))
+        unwanted = [file.name async for pieces in checkpoint.finished() for piece in pieces for file in piece.files]
+        return _Written(
+            files=meta.files,
+            checksum=await asyncio.to_thread(_sum, meta.files),
+            data_size=sum(file.size for file in meta.files),
+            regions=await count_regions(self._cluster, self._keys, self._listener) or len(meta.files),
+            unwanted=unwanted,
+            look=True,
+        )
+
+    async def _finish(self, written: _Written, checkpoint: Checkpoint) -> None:
+        """Everything that is done after the backup is complete."""
+        await clear_away(
+            self._storage,
+            written.files,
+            written.unwanted,
+            since_ms=checkpoint.since_ms if written.look else None,
+            listener=self._listener,
+        )
+        if not written.checksum.total_kvs:
+            message = "there is no data in the range: the backup is complete and empty"
+            self._listener(Note(level="warning", message=message))
+        if self._options.checksum:
+            await self._verify(written, checkpoint)
+        if self._safepoint is not None:
+            await self._safepoint.leave()
+        await self._forget(checkpoint)
+
+    async def _verify(self, written: _Written, checkpoint: Checkpoint) -> None:
+        warn_of_expiry(self._cluster, self._listener)
+        try:
+            live = await live_checksum(
+                self._cluster,
+                self._options.keys,
+                self._dst,
+                concurrency=self._options.checksum_concurrency,
+                budget_s=self._options.budget_s,
+                listener=self._listener,
+                step=CHECKSUM_STEP,
+            )
+        except TransientError as err:
+            if not self._storage.keeps:
+                raise
+            done = f"the backup in {self._storage.display_url} is complete, but could not be compared with the cluster"
+            if self._options.resume:
+                # Another try does this step alone.
+                err.message = f"{done}, which another try does: {err}"
+                raise
+            if self._safepoint is not None:
+                await self._safepoint.leave()
+            await self._forget(checkpoint)
+            # Not transient for the caller: another try would be refused, because the backup exists.
+            raise UnverifiedError(f"{done}: {err}; do not back up again, but compare the two later") from err
+        if live.checksum != written.checksum:
+            # Another comparison would find no other backup.
+            await self._forget(checkpoint)
+            raise ChecksumMismatchError(
+                "the backup is written, but the cluster does not hold the same pairs: the backup has"
+                f" {written.checksum}, the cluster {live.checksum}; was there a write or an expiry meanwhile?",
+                expected=written.checksum,
+                actual=live.checksum,
+            )
+
+    async def _forget(self, checkpoint: Checkpoint) -> None:
+        """The checkpoint is of no use any more."""
+        try:
+            await checkpoint.remove()
+        except TikvBrError as err:
+            message = f"{checkpoint.place} could not be deleted, which does no harm to the backup: {err}"
+            self._listener(Note(level="warning", message=message))
+
+    def _summary(self, written: _Written) -> BackupSummary:
+        options = self._options
+        return BackupSummary(
+            total_ranges=len(written.files),
+            ranges_succeed=len(written.files),
+            backup_total_regions=written.regions,
+            total_take_s=time.monotonic() - self._started,
+            backup_ts=self._safepoint.backup_ts if self._safepoint is not None else None,
+            total_kv=written.checksum.total_kvs,
+            total_kv_size=written.checksum.total_bytes,
+            backup_data_size=written.data_size,
+            checksum=written.checksum,
+            verified=options.checksum,
+            api_version=self._cluster.api_version,
+            dst_api_version=self._dst,
+            storage=self._storage.display_url,
+            cluster_id=self._cluster.cluster_id,
+            cluster_version=self._cluster.cluster_version_text,
+            start=show_key(options.keys.start),
+            end=show_key(options.keys.end),
+        )
 
 
 def _leases(cluster: Cluster, options: BackupOptions, listener: Listener) -> Iterable[Lease]:
@@ -182,11 +407,34 @@ def _leases(cluster: Cluster, options: BackupOptions, listener: Listener) -> Ite
         yield SchedulerLease(cluster, listener=listener)
 
 
+def _sum(files: Iterable[brpb_pb2.File]) -> Checksum:
+    total = Checksum()
+    for file in files:
+        total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
+    return total
+
+
 async def _finished_files(storage: Storage, coverage: Coverage, options: BackupOptions) -> list[brpb_pb2.File]:
     """The files of the backup, after checking that they are all there.
 
     :raises BackupInvalidError: they are not: the backup must not be declared complete.
     """
+    # In a thread: there may be half a million. Nothing comes in any more.
+    files = await asyncio.to_thread(_all_files, coverage)
+    if storage.keeps:
+        try:
+            await verify_files(storage, files, VerifyFiles.SIZE, budget_s=options.budget_s, listener=ignore)
+            for file in doubtful_files(files[:1], coverage):
+                await read_file(storage, file, options.cipher)
+        except BackupFileError as err:
+            raise BackupFileError(
+                f"{err}; the stores wrote it, so check that {storage.display_url} is one place that they all share",
+                file=err.file,
+            ) from err
+    return files
+
+
+def _all_files(coverage: Coverage) -> list[brpb_pb2.File]:
     if gaps := coverage.gaps():
         raise ProtocolError(f"{len(gaps)} ranges are not backed up")
     files = list(coverage.ranges.files())
@@ -195,74 +443,4 @@ async def _finished_files(storage: Storage, coverage: Coverage, options: BackupO
         if file.name in seen:
             raise BackupInvalidError(f"two stores wrote the file {file.name}: one has overwritten the other's")
         seen.add(file.name)
-    if storage.keeps:
-        try:
-            await check_files(storage, files)
-        except BackupFileError as err:
-            raise BackupFileError(
-                f"{err}; the stores wrote it, so check that {storage.display_url} is one place that they all share",
-                file=err.file,
-            ) from err
-        for file in files:
-            if _may_be_overwritten(file, coverage):
-                await read_file(storage, file, options.cipher)
     return files
-
-
-def _may_be_overwritten(file: brpb_pb2.File, coverage: Coverage) -> bool:
-    """Whether a request that was given up may have written the file once more, after the one whose answer counts.
-
-    The file of the first region of a V1 cluster is named after store, region and epoch alone; all others have the time
-    in their names (TiKV, ``components/backup/src/endpoint.rs``).
-    """
-    found = TIMELESS_NAME.fullmatch(file.name)
-    return found is not None and int(found[1]) in coverage.asked_again
-
-
-async def _remove_replaced(
-    storage: Storage, coverage: Coverage, files: Iterable[brpb_pb2.File], listener: Listener
-) -> None:
-    """Delete files that were written twice, under another name; they would only cost space."""
-    wanted = {file.name for file in files}
-    for name in sorted(set(coverage.replaced) - wanted):
-        try:
-            await storage.delete(name)
-        except TikvBrError as err:
-            listener(Note(level="info", message=f"{name} is not part of the backup and could not be deleted: {err}"))
-            return
-
-
-async def _verify(
-    cluster: Cluster,
-    storage: Storage,
-    options: BackupOptions,
-    dst: ApiVersion,
-    coverage: Coverage,
-    listener: Listener,
-) -> None:
-    warn_of_expiry(cluster, listener)
-    try:
-        live = await live_checksum(
-            cluster,
-            options.keys,
-            dst,
-            concurrency=options.checksum_concurrency,
-            budget_s=options.budget_s,
-            listener=listener,
-            step=CHECKSUM_STEP,
-        )
-    except TransientError as err:
-        if not storage.keeps:
-            raise
-        # Not transient for the caller: another try would be refused, because the backup exists.
-        raise UnverifiedError(
-            f"the backup in {storage.display_url} is complete, but could not be compared with the cluster: {err};"
-            " do not back up again, but compare the two later"
-        ) from err
-    if live.checksum != coverage.checksum:
-        raise ChecksumMismatchError(
-            "the backup is written, but the cluster does not hold the same pairs: the backup has"
-            f" {coverage.checksum}, the cluster {live.checksum}; was there a write or an expiry meanwhile?",
-            expected=coverage.checksum,
-            actual=live.checksum,
-        )

@@ -10,117 +10,78 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
-import json
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Final
-
-from google.protobuf.message import DecodeError
+from typing import Final, TypeVar
 
 from airflow_provider_tikvbr.exceptions import BackupInvalidError, InvalidOptionError, StorageNotFoundError, TikvBrError
-from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.checkpoint_format import Head, JobIdentity, new_head, other_option, pack, unpack
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange
-from airflow_provider_tikvbr.rawbr.tasks import settle
+from airflow_provider_tikvbr.rawbr.tasks import for_each, settle
 from airflow_provider_tikvbr.storage.base import Storage
-from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
-from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange
+from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
+from airflow_provider_tikvbr.tikv.retry import Backoff, retry
+
+T = TypeVar("T")
+# Undoes pieces that nobody goes on with.
+Discard = Callable[[list[FinishedRange]], Awaitable[None]]
 
 HEAD_NAME: Final = "head.json"
-FORMAT: Final = 1
 # What a crash may cost of a job's work, in seconds.
 SAVE_INTERVAL_S = 30.0
 # Pieces of one file: some megabytes, so that writing one takes far less than a second.
 PIECES_PER_FILE = 16384
-MAGIC: Final = b"TBC1"
-DIGEST_BYTES: Final = 32
-LENGTH_BYTES: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobIdentity:
-    """Which job a checkpoint is of.
-
-    :param kind: ``backup`` or ``restore``.
-    :param owner: the run that works: an unfinished job of another run is not gone on with, for it may be of any age.
-        Empty for jobs without a run, such as commands.
-    :param options: what must not differ between tries, by the options' names. Only digests of the values are kept.
-    """
-
-    kind: str
-    owner: str
-    options: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
-    """The contents of ``head.json``.
-
-    :param writers: who wrote pieces, oldest first.
-    :param state: what else the next try has to know.
-    """
-
-    kind: str
-    owner: str
-    started: str
-    salt: str
-    digests: dict[str, str]
-    writers: tuple[str, ...]
-    state: dict[str, int | str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @classmethod
-    def parse(cls, data: bytes) -> _Head | None:
-        """Read one; None if it is of another format or damaged."""
-        try:
-            found: Any = json.loads(data)
-            if found["format"] != FORMAT:
-                return None
-            return cls(
-                kind=str(found["kind"]),
-                owner=str(found["owner"]),
-                started=str(found["started"]),
-                salt=str(found["salt"]),
-                digests={str(k): str(v) for k, v in found["digests"].items()},
-                writers=tuple(str(w) for w in found["writers"]),
-                state=dict(found["state"]),
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def dump(self) -> bytes:
-        """Its text."""
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+# A job that is told to stop has about five seconds for everything.
+SAVE_AT_STOP_S = 3.0
+# Before the job has begun, and after it has ended, a storage that stumbles is waited for so long, in seconds.
+PATIENCE_S = 30.0
+RETRY_BASE_S = 0.2
+RETRY_CAP_S = 3.0
+CALLS_AT_ONCE = 16
+# Files of pieces that are read at a time: each takes some ten megabytes of memory.
+FILES_AHEAD = 4
 
 
 class Checkpoint:
     """The checkpoint of a job that is under way; made by :meth:`open` alone, under the job's lock.
 
+    It begins and ends like a lease (:func:`~airflow_provider_tikvbr.rawbr.leases.hold`) and saves every half minute in
+    between. In a storage that keeps nothing it does nothing.
+
     :ivar resumed: whether it goes on with what an earlier try has finished.
-    :ivar started: when the first try began, ISO 8601, UTC.
     """
 
     def __init__(
-        self, *, storage: Storage, directory: str, head: _Head, cipher: Cipher, resumed: bool, listener: Listener
+        self,
+        *,
+        storage: Storage,
+        directory: str,
+        identity: JobIdentity,
+        cipher: Cipher,
+        listener: Listener,
+        discard: Discard | None,
     ) -> None:
         self._storage = storage
         self._directory = directory
-        self._head = head
+        self._identity = identity
         self._cipher = cipher
         self._listener = listener
+        self._discard = discard
+        self._writer = secrets.token_hex(6)
+        self._head = new_head(identity, self._writer)
         self._pending: deque[FinishedRange] = deque()
         self._saving = asyncio.Lock()
+        self._beat: asyncio.Task[None] | None = None
+        self._last: asyncio.Task[None] | None = None
         self._files = 0
         self._saved = 0
         self._told = False
-        self.resumed = resumed
+        self.resumed = False
 
     @classmethod
     async def open(
@@ -132,6 +93,7 @@ class Checkpoint:
         cipher: Cipher = PLAINTEXT,
         resume: bool = True,
         listener: Listener = ignore,
+        discard: Discard | None = None,
     ) -> Checkpoint:
         """Begin a checkpoint, or go on with the one that is there.
 
@@ -141,52 +103,59 @@ class Checkpoint:
         :param cipher: how the backup is encrypted.
         :param resume: go on with an unfinished job; otherwise start over.
         :param listener: told what is gone on with, what is not, and what is saved.
+        :param discard: undoes the pieces of a try that is not gone on with, before it is forgotten what they were.
         :raises InvalidOptionError: the unfinished job was begun with other options; it names one that differs.
         :raises TikvBrError: the storage does not let us.
         """
-        found = await cls._read_head(storage, directory)
-        writer = secrets.token_hex(6)
+        made = cls(
+            storage=storage,
+            directory=directory,
+            identity=identity,
+            cipher=cipher,
+            listener=listener,
+            discard=discard,
+        )
+        found, damaged = await _patiently(lambda: _read_head(storage, directory))
         if found is not None and resume and found.kind == identity.kind and found.owner == identity.owner:
-            _refuse_other_options(found, identity, storage)
-            head = replace(found, writers=(*found.writers, writer))
-            checkpoint = cls(
-                storage=storage, directory=directory, head=head, cipher=cipher, resumed=True, listener=listener
-            )
-        else:
-            salt = secrets.token_hex(16)
-            head = _Head(
-                kind=identity.kind,
-                owner=identity.owner,
-                started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                salt=salt,
-                digests={name: _digest(salt, name, value) for name, value in identity.options.items()},
-                writers=(writer,),
-            )
-            checkpoint = cls(
-                storage=storage, directory=directory, head=head, cipher=cipher, resumed=False, listener=listener
-            )
-            if found is not None:
-                why = f"it is of {found.owner or 'another job'}" if resume else "resume is off"
-                message = (
-                    f"{storage.display_url} holds an unfinished {found.kind}, begun at {found.started}, which is not gone on"
-                    f" with: {why}"
+            name = other_option(found, identity)
+            if name is not None:
+                raise InvalidOptionError(
+                    f"{storage.display_url} holds an unfinished {found.kind}, begun at {found.started} with another"
+                    f" {name}: give the same {name} to go on with it, or resume=False to start over",
+                    parameter=name,
                 )
-                listener(Note(level="warning", message=message))
-            await checkpoint.remove()
-        await settle(checkpoint._write_head())
-        return checkpoint
+            made._head = replace(found, writers=(*found.writers, made._writer))
+            made.resumed = True
+            await settle(made._write_head())
+            return made
+        if damaged:
+            made._warn(f"{made.place}/{HEAD_NAME} cannot be read: what was finished before is done again")
+        elif found is not None:
+            why = f"it is of {found.owner or 'another job'}" if resume else "resume is off"
+            made._warn(
+                f"{storage.display_url} holds an unfinished {found.kind}, begun at {found.started}, which is not gone on"
+                f" with: {why}"
+            )
+        await made._begin_anew(found)
+        return made
+
+    @classmethod
+    async def matches(cls, storage: Storage, *, directory: str, identity: JobIdentity) -> bool:
+        """Whether there is a checkpoint of that very job, which the next try would go on with."""
+        found, _ = await _patiently(lambda: _read_head(storage, directory))
+        if found is None or (found.kind, found.owner) != (identity.kind, identity.owner):
+            return False
+        return other_option(found, identity) is None
 
     @classmethod
     async def exists(cls, storage: Storage, *, directory: str) -> bool:
         """Whether a job has left a checkpoint, or keeps one."""
         return await storage.exists(f"{directory}/{HEAD_NAME}")
 
-    @staticmethod
-    async def _read_head(storage: Storage, directory: str) -> _Head | None:
-        try:
-            return _Head.parse(await storage.read(f"{directory}/{HEAD_NAME}"))
-        except StorageNotFoundError:
-            return None
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither this try nor an earlier one has finished anything."""
+        return not (self.resumed or self._saved or self._pending)
 
     @property
     def place(self) -> str:
@@ -197,6 +166,11 @@ class Checkpoint:
     def started(self) -> str:
         """When the first try began, ISO 8601, UTC."""
         return self._head.started
+
+    @property
+    def since_ms(self) -> int:
+        """When the first try began, or the first of those that were not gone on with: milliseconds since the epoch."""
+        return self._head.since_ms
 
     @property
     def state(self) -> Mapping[str, int | str]:
@@ -211,60 +185,64 @@ class Checkpoint:
         self._head = replace(self._head, state={**self._head.state, **state})
         await settle(self._write_head())
 
+    async def start_over(self) -> None:
+        """Let go of what earlier tries have finished.
+
+        :raises TikvBrError: the storage does not let us.
+        """
+        self.resumed = False
+        await self._begin_anew(self._head)
+
     async def finished(self) -> AsyncIterator[list[FinishedRange]]:
-        """What earlier tries have finished, oldest first; a file that is damaged is told of and left out."""
-        prefix = f"{self._directory}/"
-        own = self._head.writers[-1]
+        """What earlier tries have finished, oldest first; a file that is damaged is told of and left out.
+
+        :raises TikvBrError: the storage does not let us.
+        """
         order = {writer: at for at, writer in enumerate(self._head.writers)}
-        names = [info.name.removeprefix(prefix) async for info in self._storage.list(prefix)]
-        wanted = [(order[w], n) for n in names if (w := n.partition("-")[0]) in order and w != own]
-        for _, name in sorted(wanted):
-            try:
-                data = await self._storage.read(prefix + name)
-                yield await asyncio.to_thread(_unpack, data, self._cipher)
-            except (BackupInvalidError, StorageNotFoundError):
-                message = f"{self.place}/{name} is damaged: what it says was finished is done again"
-                self._listener(Note(level="warning", message=message))
+        order.pop(self._writer, None)
+        async for pieces in self._read(await self._names(), order):
+            yield pieces
 
     def add(self, piece: FinishedRange) -> None:
         """Take in a finished piece, to be saved soon."""
-        self._pending.append(piece)
+        if self._storage.keeps:
+            self._pending.append(piece)
+
+    async def begin(self) -> None:
+        """Save every half minute from now on."""
+        if self._storage.keeps:
+            self._beat = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Save what is not saved yet, unless the storage takes longer than a job that is stopped has time for."""
+        if self._beat is None:
+            return
+        self._beat.cancel()
+        self._last = asyncio.create_task(self._end(self._beat))
+        self._beat = None
+        await settle(self._wait_for_the_last())
 
     @contextlib.asynccontextmanager
     async def keeping(self) -> AsyncIterator[None]:
         """Save every half minute while the block runs, and at its end."""
-        beat = asyncio.create_task(self._keep())
+        await self.begin()
         try:
             yield
         finally:
-            beat.cancel()
-            await settle(self._end(beat))
-
-    async def _end(self, beat: asyncio.Task[None]) -> None:
-        await asyncio.gather(beat, return_exceptions=True)
-        await self.save()
-
-    async def _keep(self) -> None:
-        saved_at = time.monotonic()
-        while True:
-            await asyncio.sleep(min(1.0, SAVE_INTERVAL_S))
-            if time.monotonic() - saved_at >= SAVE_INTERVAL_S or len(self._pending) >= PIECES_PER_FILE:
-                await settle(self.save())
-                saved_at = time.monotonic()
+            await self.stop()
 
     async def save(self) -> None:
         """Write what is not saved yet. A storage that does not take it now is told of; the next save tries again."""
         async with self._saving:
             while self._pending:
                 pieces = list(islice(self._pending, PIECES_PER_FILE))
-                data = await asyncio.to_thread(_pack, pieces, self._cipher)
-                name = f"{self._directory}/{self._head.writers[-1]}-{self._files + 1:06}"
+                data = await asyncio.to_thread(pack, pieces, self._cipher)
+                name = f"{self._directory}/{self._writer}-{self._files + 1:06}"
                 try:
                     await self._storage.write(name, data)
                 except TikvBrError as err:
                     if not self._told:
-                        message = f"the checkpoint in {self.place} could not be written, which is tried again: {err}"
-                        self._listener(Note(level="warning", message=message))
+                        self._warn(f"the checkpoint in {self.place} could not be written, which is tried again: {err}")
                     self._told = True
                     return
                 self._told = False
@@ -275,77 +253,109 @@ class Checkpoint:
                 self._listener(CheckpointSaved(place=self.place, pieces=self._saved))
 
     async def remove(self) -> None:
-        """Delete it: the job is done, or starts over.
+        """Delete it: the job is done.
 
         :raises TikvBrError: the storage does not let us.
         """
+        head = f"{self._directory}/{HEAD_NAME}"
+        # A write that is still under way would come after this.
+        async with self._saving:
+            names = await self._names()
+
+            async def delete(name: str) -> None:
+                await _patiently(lambda: self._storage.delete(name))
+
+            await for_each([name for name in names if name != head], delete, concurrency=CALLS_AT_ONCE)
+            # Last: what is left half-way can be found by it.
+            if head in names:
+                await delete(head)
+
+    # --- inside ---
+
+    async def _begin_anew(self, found: Head | None) -> None:
+        """Forget everything that is there, and write a new head.
+
+        :param found: the head that is there.
+        """
+        names = await self._names()
+        if self._discard is not None:
+            known = {name.rpartition("/")[2].partition("-")[0]: 0 for name in names if not name.endswith(HEAD_NAME)}
+            async for pieces in self._read(names, known):
+                await self._discard(pieces)
+        await self.remove()
+        self._head = new_head(self._identity, self._writer)
+        if found is not None:
+            self._head = replace(self._head, since_ms=found.since_ms)
+        await settle(self._write_head())
+
+    async def _names(self) -> list[str]:
+        async def look() -> list[str]:
+            return [info.name async for info in self._storage.list(f"{self._directory}/")]
+
+        return await _patiently(look)
+
+    async def _read(self, names: Iterable[str], order: Mapping[str, int]) -> AsyncIterator[list[FinishedRange]]:
+        """Read files of pieces, some at a time.
+
+        :param order: the writers whose files are wanted, and which of them comes first.
+        """
         prefix = f"{self._directory}/"
-        head = prefix + HEAD_NAME
-        names = [info.name async for info in self._storage.list(prefix)]
-        for name in names:
-            if name != head:
-                await self._storage.delete(name)
-        # Last: what is left half-way can be found by it.
-        if head in names:
-            await self._storage.delete(head)
+        short = [name.removeprefix(prefix) for name in names]
+        wanted = sorted((order[w], n) for n in short if (w := n.partition("-")[0]) in order)
+        for at in range(0, len(wanted), FILES_AHEAD):
+            for pieces in await asyncio.gather(*(self._unpacked(name) for _, name in wanted[at : at + FILES_AHEAD])):
+                yield pieces
+
+    async def _unpacked(self, name: str) -> list[FinishedRange]:
+        try:
+            data = await _patiently(lambda: self._storage.read(f"{self._directory}/{name}"))
+            return await asyncio.to_thread(unpack, data, self._cipher)
+        except (BackupInvalidError, StorageNotFoundError):
+            self._warn(f"{self.place}/{name} is damaged: what it says was finished is done again")
+            return []
+
+    async def _keep(self) -> None:
+        saved_at = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, SAVE_INTERVAL_S))
+            if time.monotonic() - saved_at >= SAVE_INTERVAL_S or len(self._pending) >= PIECES_PER_FILE:
+                saved_at = time.monotonic()
+                await settle(self.save())
+
+    async def _end(self, beat: asyncio.Task[None]) -> None:
+        await asyncio.gather(beat, return_exceptions=True)
+        await self.save()
+
+    async def _wait_for_the_last(self) -> None:
+        if self._last is None:
+            return
+        await asyncio.wait((self._last,), timeout=SAVE_AT_STOP_S)
+        if not self._last.done():
+            self._warn(
+                f"{self.place} did not take what was finished last within {SAVE_AT_STOP_S:g} s: another try may do"
+                f" {len(self._pending)} pieces again"
+            )
+            return
+        error = self._last.exception()
+        if error is not None:
+            raise error
 
     async def _write_head(self) -> None:
-        await self._storage.write(f"{self._directory}/{HEAD_NAME}", self._head.dump())
+        await _patiently(lambda: self._storage.write(f"{self._directory}/{HEAD_NAME}", self._head.dump()))
+
+    def _warn(self, message: str) -> None:
+        self._listener(Note(level="warning", message=message))
 
 
-def _refuse_other_options(found: _Head, identity: JobIdentity, storage: Storage) -> None:
-    names = sorted({*found.digests, *identity.options})
-    for name in names:
-        value = identity.options.get(name)
-        if value is None or not hmac.compare_digest(found.digests.get(name, ""), _digest(found.salt, name, value)):
-            raise InvalidOptionError(
-                f"{storage.display_url} holds an unfinished {found.kind}, begun at {found.started} with another {name}:"
-                f" give the same {name} to go on with it, or resume=False to start over",
-                parameter=name,
-            )
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Ask a storage that may stumble."""
+    return await retry(call, Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=PATIENCE_S))
 
 
-def _digest(salt: str, name: str, value: str) -> str:
-    return hmac.new(
-        bytes.fromhex(salt), f"{name}={value}".encode("utf-8", "surrogateescape"), hashlib.sha256
-    ).hexdigest()
-
-
-def _pack(pieces: list[FinishedRange], cipher: Cipher) -> bytes:
-    """A file of pieces: magic, digest, then, encrypted as a whole, each with its length before it."""
-    parts: list[bytes] = []
-    for piece in pieces:
-        record = brpb_pb2.BackupResponse(start_key=piece.keys.start, end_key=piece.keys.end, files=piece.files)
-        data = record.SerializeToString()
-        parts += (len(data).to_bytes(LENGTH_BYTES, "big"), data)
-    body = b"".join(parts)
-    if not cipher.is_plain:
-        iv = new_iv()
-        body = iv + cipher.encrypt(body, iv)
-    return MAGIC + hashlib.sha256(body).digest() + body
-
-
-def _unpack(data: bytes, cipher: Cipher) -> list[FinishedRange]:
-    """Read a file of pieces.
-
-    :raises BackupInvalidError: it is damaged.
-    """
-    start = len(MAGIC) + DIGEST_BYTES
-    body = data[start:]
-    if data[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != data[len(MAGIC) : start]:
-        raise BackupInvalidError("it is not what was written")
-    if not cipher.is_plain:
-        body = cipher.decrypt(body[IV_LENGTH:], body[:IV_LENGTH])
-    pieces: list[FinishedRange] = []
-    at = 0
+async def _read_head(storage: Storage, directory: str) -> tuple[Head | None, bool]:
+    """The head, and whether there is one that cannot be read."""
     try:
-        while at < len(body):
-            end = at + LENGTH_BYTES + int.from_bytes(body[at : at + LENGTH_BYTES], "big")
-            record = brpb_pb2.BackupResponse.FromString(body[at + LENGTH_BYTES : end])
-            pieces.append(
-                FinishedRange(KeyRange(ApiKey(record.start_key), ApiKey(record.end_key)), tuple(record.files))
-            )
-            at = end
-    except DecodeError as err:
-        raise BackupInvalidError("it is not what was written") from err
-    return pieces
+        found = Head.parse(await storage.read(f"{directory}/{HEAD_NAME}"))
+    except StorageNotFoundError:
+        return None, False
+    return found, found is None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
 from airflow_provider_tikvbr.exceptions import AuthenticationError, StorageUnavailableError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.events import Listener, Progress
+from airflow_provider_tikvbr.rawbr.options import DEFAULT_BUDGET_S
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange, FinishedRanges
 from airflow_provider_tikvbr.rawbr.responses import existing_file, finished_keys, from_backup_error
 from airflow_provider_tikvbr.rawbr.summary import Checksum
@@ -25,16 +26,19 @@ IDLE_TIMEOUT_S = 1800.0
 # With a rate limit it is silent for longer: it works on eight regions at a time, which share the limit, and a region
 # can be far above its usual size.
 IDLE_BYTES = 8 << 30
+# A shorter budget shortens that: a store that is silent for a few times as long as a user waits is given up too.
+IDLE_BUDGETS = 3
 # How often progress is told.
 PROGRESS_INTERVAL_S = 0.2
 
 
-def idle_timeout_s(rate_limit: int) -> float:
+def idle_timeout_s(rate_limit: int, budget_s: float = DEFAULT_BUDGET_S) -> float:
     """How long a store may be silent before it counts as lost.
 
     :param rate_limit: bytes per second that a store may write; 0 means no limit.
+    :param budget_s: how long the job may go on without progress, in seconds.
     """
-    return IDLE_TIMEOUT_S + (IDLE_BYTES / rate_limit if rate_limit else 0.0)
+    return min(IDLE_TIMEOUT_S, IDLE_BUDGETS * budget_s) + (IDLE_BYTES / rate_limit if rate_limit else 0.0)
 
 
 class Coverage:
@@ -46,6 +50,8 @@ class Coverage:
     :param step: name of the step, for progress.
     :param total: regions of the range, as far as known.
     :param listener: told how far it has come.
+    :param budget_s: how long the job may go on without progress, in seconds.
+    :param on_accepted: given each piece as it comes in.
     """
 
     def __init__(
@@ -57,6 +63,8 @@ class Coverage:
         step: str,
         total: int,
         listener: Listener,
+        budget_s: float = DEFAULT_BUDGET_S,
+        on_accepted: Callable[[FinishedRange], None] | None = None,
     ) -> None:
         self.request = request
         self.keys = KeyRange(ApiKey(request.start_key), ApiKey(request.end_key))
@@ -69,6 +77,10 @@ class Coverage:
         self.asked_again: set[int] = set()
         #: How many good answers have come in: it grows as long as there is progress.
         self.accepted = 0
+        #: Whether earlier tries have asked stores too.
+        self.resumed = False
+        self._before = (0, 0)
+        self._on_accepted = on_accepted
         self._codec = codec
         # TiKV converts into the default keyspace.
         self._dst_codec = KeyCodec(ApiVersion(request.dst_api_version), codec.keyspace_id if codec.is_v2 else 0)
@@ -76,7 +88,7 @@ class Coverage:
         self._step = step
         self._total = total
         self._listener = listener
-        self._idle_timeout_s = idle_timeout_s(request.rate_limit)
+        self._idle_timeout_s = idle_timeout_s(request.rate_limit, budget_s)
         self._started = time.monotonic()
         self._told = float("-inf")
         self._asked: set[int] = set()
@@ -84,6 +96,21 @@ class Coverage:
     def gaps(self) -> list[KeyRange[ApiKey]]:
         """What is not backed up yet."""
         return self.ranges.gaps(self.keys)
+
+    def resume(self, piece: FinishedRange) -> None:
+        """Take in what an earlier try has finished."""
+        self.resumed = True
+        self._insert(piece)
+        self._before = (len(self.ranges), self.checksum.total_bytes)
+
+    def may_have_been_asked_twice(self, store_id: int) -> bool:
+        """Whether a store may still have been at work for a request whose answers nobody waited for."""
+        return self.resumed or store_id in self.asked_again
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether stores may have written files of which nobody was told, or which are not needed."""
+        return self.resumed or bool(self.asked_again or self.replaced)
 
     async def take(self, client: StoreClient, keys: KeyRange[ApiKey]) -> TikvBrError | None:
         """Let a store back up what it leads of a range, and take in its answers.
@@ -158,17 +185,24 @@ class Coverage:
                 kvs=self.checksum.total_kvs,
                 bytes=self.checksum.total_bytes,
                 elapsed_s=self._told - self._started,
+                done_before=self._before[0],
+                bytes_before=self._before[1],
             )
         )
 
     def _accept(self, piece: FinishedRange) -> None:
+        self._insert(piece)
+        self.accepted += 1
+        if self._on_accepted is not None:
+            self._on_accepted(piece)
+        if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
+            self.tell()
+
+    def _insert(self, piece: FinishedRange) -> None:
         for old in self.ranges.insert(piece):
             self._count(old.files, -1)
             self.replaced += [file.name for file in old.files]
         self._count(piece.files, 1)
-        self.accepted += 1
-        if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
-            self.tell()
 
     def _count(self, files: Iterable[brpb_pb2.File], sign: int) -> None:
         for file in files:

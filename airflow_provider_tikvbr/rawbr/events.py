@@ -17,6 +17,8 @@ class Progress:
     :param kvs: pairs done.
     :param bytes: bytes of keys and values done, before compression.
     :param elapsed_s: seconds since the step began.
+    :param done_before: of ``done``, what earlier tries had done already.
+    :param bytes_before: of ``bytes``, what earlier tries had done already.
     """
 
     step: str
@@ -25,6 +27,8 @@ class Progress:
     kvs: int
     bytes: int
     elapsed_s: float
+    done_before: int = 0
+    bytes_before: int = 0
 
     @property
     def fraction(self) -> float:
@@ -34,12 +38,15 @@ class Progress:
     @property
     def speed(self) -> float:
         """Bytes per second since the step began."""
-        return self.bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        return max(0, self.bytes - self.bytes_before) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def remaining_s(self) -> float | None:
         """Seconds left if it goes on like this; None while nothing is done."""
-        return self.elapsed_s * (1 - self.fraction) / self.fraction if self.fraction else None
+        if self.fraction >= 1:
+            return 0.0
+        done = self.done - self.done_before
+        return self.elapsed_s * (self.total - self.done) / done if done > 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

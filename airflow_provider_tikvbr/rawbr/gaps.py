@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from airflow_provider_tikvbr.exceptions import (
     BudgetExceededError,
@@ -29,6 +31,8 @@ LEAST_ROUNDS = 3
 REQUESTS_PER_STORE = 4
 # Gaps whose regions are looked up at a time.
 LOOKUPS = 8
+# With more gaps than one in so many finished ranges it takes fewer calls to look at all regions between them too.
+RANGES_PER_GAP = 256
 
 Parts = dict[int, list[KeyRange[ApiKey]]]
 
@@ -42,7 +46,8 @@ async def fill_gaps(cluster: Cluster, coverage: Coverage, *, budget_s: float, li
     """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s, least_tries=LEAST_ROUNDS)
     told: tuple[type[TransientError], int | None] | None = None
-    while gaps := coverage.gaps():
+    # In a thread: among half a million ranges it takes a while. Nothing comes in meanwhile.
+    while gaps := await asyncio.to_thread(coverage.gaps):
         before = coverage.accepted
         trouble = await _fill_once(cluster, coverage, gaps)
         if coverage.accepted > before:
@@ -77,19 +82,8 @@ async def _fill_once(cluster: Cluster, coverage: Coverage, gaps: list[KeyRange[A
 
     :return: the last thing that went wrong, if any.
     """
-    parts: Parts = defaultdict(list)
     troubles: list[TransientError] = []
-
-    async def look_up(gap: KeyRange[ApiKey]) -> None:
-        try:
-            regions = await cluster.regions.cover(cluster.codec.region_range(gap))
-        except TransientError as err:
-            troubles.append(err)
-            return
-        for store_id, part in parts_by_leader(gap, regions, cluster.codec):
-            parts[store_id].append(part)
-
-    await for_each(gaps, look_up, concurrency=LOOKUPS)
+    parts = await find_parts(cluster, coverage, gaps, troubles.append)
     found = await all_or_cancel(_ask(cluster, coverage, store_id, ranges) for store_id, ranges in parts.items())
     troubles += [trouble for trouble in found if trouble is not None]
     return troubles[-1] if troubles else None
@@ -122,25 +116,77 @@ async def _ask(
     return last if isinstance(last, TransientError) else None
 
 
-def parts_by_leader(
-    gap: KeyRange[ApiKey], regions: Iterable[Region], codec: KeyCodec
-) -> list[tuple[int, KeyRange[ApiKey]]]:
-    """For each leader of a gap's regions, the stretch from the first to the last region that it leads.
+async def find_parts(
+    cluster: Cluster,
+    coverage: Coverage,
+    gaps: Sequence[KeyRange[ApiKey]],
+    on_trouble: Callable[[TransientError], None],
+) -> Parts:
+    """What each store is to be asked for, so that all gaps are filled by those who lead them now.
 
-    The regions of other leaders in between do not matter: a store backs up only what it leads.
-
-    :param regions: those of the gap, in key order, without holes.
-    :return: pairs of a store and a part of the gap.
+    :param on_trouble: told why a gap, or a part of it, has nobody to be asked for it.
     """
-    hulls: dict[int, KeyRange[ApiKey]] = {}
+    parts: Parts = defaultdict(list)
+    many = len(gaps) > 1 + len(coverage.ranges) // RANGES_PER_GAP
+    stretches = [gaps] if many else [[gap] for gap in gaps]
+
+    async def look_up(stretch: Sequence[KeyRange[ApiKey]]) -> None:
+        hull = KeyRange(stretch[0].start, stretch[-1].end)
+        try:
+            # As they are known now: what is missing is left for the next round, and keeps nothing else waiting.
+            regions = await cluster.regions.survey(cluster.codec.region_range(hull))
+        except TransientError as err:
+            on_trouble(err)
+            return
+        for store_id, part in parts_by_leader(stretch, regions, cluster.codec):
+            parts[store_id].append(part)
+
+    await for_each(stretches, look_up, concurrency=LOOKUPS)
+    return parts
+
+
+def parts_by_leader(
+    gaps: Sequence[KeyRange[ApiKey]], regions: Iterable[Region], codec: KeyCodec
+) -> list[tuple[int, KeyRange[ApiKey]]]:
+    """For each leader of the gaps' regions, the stretches from one to another of them that it leads.
+
+    The regions of other leaders in between do not matter: a store backs up only what it leads. A region that it leads
+    and that is finished ends a stretch, for it would be backed up again.
+
+    :param gaps: in key order.
+    :param regions: from the first gap to the last one, in key order.
+    :return: pairs of a store and a part of the range.
+    """
+    parts: list[tuple[int, KeyRange[ApiKey]]] = []
+    open_parts: dict[int, KeyRange[ApiKey]] = {}
+    at = 0
     for region in regions:
+        keys = codec.api_range_of_regions(region.keys)
+        while at < len(gaps) and gaps[at].end and gaps[at].end <= keys.start:
+            at += 1
+        touched = list(_touched(gaps, at, keys))
         if region.leader is None:
             continue
-        keys = codec.api_range_of_regions(region.keys)
-        known = hulls.get(region.leader.store_id)
-        hulls[region.leader.store_id] = KeyRange(known.start if known else keys.start, keys.end)
-    clipped = ((store_id, hull.intersect(gap)) for store_id, hull in hulls.items())
-    return [(store_id, part) for store_id, part in clipped if part is not None]
+        store_id = region.leader.store_id
+        if touched:
+            known = open_parts.get(store_id, touched[0])
+            open_parts[store_id] = KeyRange(known.start, touched[-1].end)
+        elif store_id in open_parts:
+            parts.append((store_id, open_parts.pop(store_id)))
+    return [*parts, *open_parts.items()]
+
+
+def _touched(gaps: Sequence[KeyRange[ApiKey]], at: int, keys: KeyRange[ApiKey]) -> Iterator[KeyRange[ApiKey]]:
+    """The parts of gaps that lie in a range.
+
+    :param at: the first gap that may.
+    """
+    for gap in islice(gaps, at, None):
+        if keys.end and gap.start >= keys.end:
+            return
+        part = gap.intersect(keys)
+        if part is not None:
+            yield part
 
 
 def _show(gaps: list[KeyRange[ApiKey]], limit: int = 3) -> str:

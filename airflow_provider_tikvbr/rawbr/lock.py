@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -82,12 +82,19 @@ class BackupLock:
     @classmethod
     @asynccontextmanager
     async def acquire(
-        cls, storage: Storage, *, owner: str = "", heartbeat_s: float = HEARTBEAT_S
+        cls,
+        storage: Storage,
+        *,
+        owner: str = "",
+        heartbeat_s: float = HEARTBEAT_S,
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[BackupLock]:
         """Hold the lock while the block runs.
 
         :param owner: the run; a retry of the same run takes its own lock over. Empty = nobody ever takes over.
         :param heartbeat_s: how often the lock is rewritten, so that people see that its holder lives.
+        :param check: run before and after the lock is taken; what it raises is the reason not to hold it. By default a
+            place that holds a finished backup is refused.
         :raises BackupExistsError: the place holds a finished backup.
         :raises StorageLockedError: another run holds the lock.
         """
@@ -107,9 +114,10 @@ class BackupLock:
         beat: asyncio.Task[None] | None = None
         try:
             # Not left half-way when cancelled: the write could land after the release below looked for it.
+            await (check or lock._refuse_finished)()
             await settle(lock._take())
             # Another run may have finished between the first look and the lock.
-            await lock._refuse_finished()
+            await (check or lock._refuse_finished)()
             # Not before: it ends when it finds that the lock is not ours.
             beat = asyncio.create_task(lock._beat())
             yield lock
@@ -132,7 +140,6 @@ class BackupLock:
             )
 
     async def _take(self) -> None:
-        await self._refuse_finished()
         found: LockRecord | None = None
         for _ in range(TRIES):
             if await self._storage.create(LOCK_NAME, self._record.dump()):

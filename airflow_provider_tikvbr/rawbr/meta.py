@@ -7,6 +7,7 @@ index of further meta files) is understood when reading. Source: tikv-br, ``pkg/
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,13 +27,20 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.files import read_member
+from airflow_provider_tikvbr.rawbr.meta_bytes import FILES_AT_ONCE, dump_meta, parse_meta
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
+from airflow_provider_tikvbr.tikv.retry import Backoff, retry
 
 META_NAME = "backupmeta"
 RAW_CF = "default"
+
+# How long a storage that stumbles is asked to take backupmeta, in seconds: a whole backup depends on it.
+PATIENCE_S = 120.0
+RETRY_BASE_S = 0.2
+RETRY_CAP_S = 5.0
 
 # Deeper than any writer goes: one level holds a hundred million files.
 MAX_INDEX_DEPTH = 8
@@ -64,10 +72,9 @@ def build_meta(
     :param backup_ts: from when on change capture may go on; None for a backup that does not know.
     """
     ordered: list[brpb_pb2.File] = sorted(files, key=lambda file: (file.start_key, file.name))
-    return brpb_pb2.BackupMeta(
+    meta = brpb_pb2.BackupMeta(
         cluster_id=cluster_id,
         cluster_version=cluster_version,
-        files=ordered,
         end_version=backup_ts or 0,
         is_raw_kv=True,
         raw_ranges=[brpb_pb2.RawRange(start_key=keys.start, end_key=keys.end, cf=RAW_CF)],
@@ -75,6 +82,9 @@ def build_meta(
         br_version=BR_VERSION,
         api_version=int(api_version),  # type: ignore[arg-type]
     )
+    for at in range(0, len(ordered), FILES_AT_ONCE):
+        meta.files.extend(ordered[at : at + FILES_AT_ONCE])
+    return meta
 
 
 def backup_ts_in(meta: brpb_pb2.BackupMeta) -> int | None:
@@ -93,10 +103,12 @@ async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher
 
     :raises BackupExistsError: the place holds a backupmeta already.
     """
-    data = meta.SerializeToString(deterministic=True)
-    if not cipher.is_plain:
-        iv = new_iv()
-        data = iv + cipher.encrypt(data, iv)
+    data = await asyncio.to_thread(_encrypted, meta, cipher)
+    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=PATIENCE_S)
+    await retry(lambda: _create(storage, data), backoff)
+
+
+async def _create(storage: Storage, data: bytes) -> None:
     try:
         # Not left half-way when cancelled: it could appear after somebody looked for it.
         created = await settle(storage.create(META_NAME, data))
@@ -113,7 +125,8 @@ async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher
 async def withdraw_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
     """Undo :func:`write_meta`, as far as the storage lets us; another backup stays."""
     with suppress(TikvBrError):
-        if _decrypted(await storage.read(META_NAME), cipher) == meta:
+        data = await storage.read(META_NAME)
+        if await asyncio.to_thread(lambda: _decrypted(data, cipher) == meta):
             await storage.delete(META_NAME)
 
 
@@ -138,7 +151,7 @@ async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.Ba
         raise BackupNotFoundError(
             f"there is no backup in {storage.display_url}: it has no {META_NAME}; check the storage URL"
         ) from None
-    meta = _decrypted(data, cipher)
+    meta = await asyncio.to_thread(_decrypted, data, cipher)
     if meta is None:
         raise BackupInvalidError(_unreadable(storage, data, cipher))
     if not meta.is_raw_kv:
@@ -152,8 +165,16 @@ async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.Ba
         meta.raw_ranges.extend((await _resolve(storage, cipher, meta.raw_range_index)).raw_ranges)
         meta.ClearField("raw_range_index")
     meta.version = 0
-    _check(storage, meta)
+    await asyncio.to_thread(_check, storage, meta)
     return meta
+
+
+def _encrypted(meta: brpb_pb2.BackupMeta, cipher: Cipher) -> bytes:
+    data = dump_meta(meta)
+    if cipher.is_plain:
+        return data
+    iv = new_iv()
+    return iv + cipher.encrypt(data, iv)
 
 
 def _decrypted(data: bytes, cipher: Cipher) -> brpb_pb2.BackupMeta | None:
@@ -161,7 +182,7 @@ def _decrypted(data: bytes, cipher: Cipher) -> brpb_pb2.BackupMeta | None:
     if not cipher.is_plain:
         data = cipher.decrypt(data[IV_LENGTH:], data[:IV_LENGTH]) if len(data) > IV_LENGTH else b""
     try:
-        meta = brpb_pb2.BackupMeta.FromString(data)
+        meta = parse_meta(data)
     except DecodeError:
         return None
     # Bytes that are no message at all may still parse as one that is empty or holds unknown fields only.

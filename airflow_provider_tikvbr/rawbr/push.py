@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from airflow_provider_tikvbr.exceptions import TikvBrError, TransientError
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note
-from airflow_provider_tikvbr.rawbr.gaps import fill_gaps
+from airflow_provider_tikvbr.rawbr.gaps import fill_gaps, find_parts
 from airflow_provider_tikvbr.rawbr.tasks import all_or_cancel
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange
@@ -41,9 +41,11 @@ async def back_up_range(cluster: Cluster, coverage: Coverage, *, budget_s: float
     :raises TerminalError: it can never succeed.
     """
     coverage.tell()
-    stores = await cluster.up_stores()
-    await push_down(cluster, stores, coverage, listener=listener)
-    coverage.tell()
+    # To every store at once; but what earlier tries have finished is not to be done again.
+    if not len(coverage.ranges):
+        stores = await cluster.up_stores()
+        await push_down(cluster, stores, coverage, listener=listener)
+        coverage.tell()
     await fill_gaps(cluster, coverage, budget_s=budget_s, listener=listener)
     coverage.tell()
 
@@ -60,15 +62,43 @@ async def push_down(cluster: Cluster, stores: Sequence[Store], coverage: Coverag
 
 async def _push(cluster: Cluster, store: Store, coverage: Coverage, listener: Listener) -> None:
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=float("inf"))
+    parts = [coverage.keys]
+    trouble: TikvBrError | None = None
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            trouble = await coverage.take(await cluster.client(store.id), coverage.keys)
+            if attempt > 1:
+                parts = await _left_of(cluster, store, coverage)
+            if parts:
+                trouble = await _ask(cluster, store, coverage, parts)
+            break
         except TransientError as err:
-            # Everything it had finished counts, so asking again is worth it only for what is left.
+            trouble = err
             if attempt < ATTEMPTS and coverage.gaps():
                 await backoff.sleep(err)
-                continue
-            trouble = err
-        if trouble is not None:
-            listener(Note(level="warning", message=f"{trouble}: what is missing is asked for again"))
-        return
+    if trouble is not None:
+        listener(Note(level="warning", message=f"{trouble}: what is missing is asked for again"))
+
+
+async def _left_of(cluster: Cluster, store: Store, coverage: Coverage) -> list[KeyRange[ApiKey]]:
+    """What a store still has to back up: everything that it had told before it broke off counts.
+
+    :raises TransientError: nobody knows.
+    """
+    troubles: list[TransientError] = []
+    found = await find_parts(cluster, coverage, coverage.gaps(), troubles.append)
+    if troubles:
+        raise troubles[-1]
+    return found.get(store.id, [])
+
+
+async def _ask(
+    cluster: Cluster, store: Store, coverage: Coverage, parts: Iterable[KeyRange[ApiKey]]
+) -> TikvBrError | None:
+    """Let a store back up what it leads of some parts of the range.
+
+    :return: what went wrong with some of it, if anything did.
+    """
+    trouble: TikvBrError | None = None
+    for part in parts:
+        trouble = await coverage.take(await cluster.client(store.id), part) or trouble
+    return trouble

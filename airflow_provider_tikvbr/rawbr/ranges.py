@@ -81,13 +81,15 @@ class FinishedRanges:
         gaps: list[KeyRange[ApiKey]] = []
         at = keys.start
         for piece in self._from(keys.start):
-            if keys.end and piece.keys.start >= keys.end:
+            start, end = piece.keys.start, piece.keys.end
+            if keys.end and start >= keys.end:
                 break
-            if piece.keys.start > at:
-                gaps.append(KeyRange(at, piece.keys.start))
-            if not piece.keys.end:
+            if start > at:
+                gaps.append(KeyRange(at, start))
+            if not end:
                 return gaps
-            at = max(at, piece.keys.end)
+            # The pieces are sorted and never overlap.
+            at = end
         if not keys.end or at < keys.end:
             gaps.append(KeyRange(at, keys.end))
         return gaps

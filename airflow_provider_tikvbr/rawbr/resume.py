@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint, JobIdentity
+from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
+from airflow_provider_tikvbr.rawbr.checkpoint_format import JobIdentity
 from airflow_provider_tikvbr.rawbr.events import Listener, Note
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
 from airflow_provider_tikvbr.rawbr.pieces import FileWork

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, PDUnavailableError, TerminalError, TikvBrError
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.humanize import human_duration
-from airflow_provider_tikvbr.rawbr.leases import Lease
+from airflow_provider_tikvbr.rawbr.leases import UNDO_S, Lease
 from airflow_provider_tikvbr.rawbr.options import DEFAULT_GC_TTL_S, GcTtlFrom
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
@@ -26,6 +26,8 @@ from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS
 RENEWALS_PER_TTL = 3
 # Least TTL while the backup runs, in seconds, however short the user wants it held: PD may be busy or change its leader.
 LEAST_TTL_S = 30
+# How much longer than until the next try it is held for that try: it has to be given a worker first.
+RETRY_MARGIN_S = 300
 
 
 def backup_ts_of(now: int, safe_interval_s: float) -> int:
@@ -68,19 +70,45 @@ class SafepointLease(Lease):
         self._registered_at = 0.0
         self._lost: str | None = None
         self._left = False
+        self._stopping: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Choose backup-ts and register.
+    async def choose(self) -> None:
+        """Choose backup-ts.
 
-        :raises InvalidOptionError: garbage collection has already passed backup-ts.
+        :raises InvalidOptionError: garbage collection has already passed it.
         """
         pd = self.cluster.pd
         self.backup_ts = backup_ts_of(await pd.tso(), self._safe_interval_s)
         gc_safe_point = await pd.gc_safe_point()
         if self.backup_ts <= gc_safe_point:
             raise self._passed(gc_safe_point)
+
+    async def take_over(self, *, service_id: str, backup_ts: int) -> bool:
+        """Go on with what an earlier try has registered, or would register again.
+
+        :return: False if garbage collection has passed it meanwhile; then another one has to be chosen.
+        """
+        self.service_id, self.backup_ts = service_id, backup_ts
+        if backup_ts > await self.cluster.pd.gc_safe_point():
+            try:
+                await self.start()
+            except InvalidOptionError:
+                # The next one begins afresh.
+                self._lost, self._stopping = None, None
+            else:
+                return True
+        self.backup_ts = 0
+        return False
+
+    async def begin(self) -> None:
+        """Register, at a backup-ts that is chosen now if there is none yet.
+
+        :raises InvalidOptionError: garbage collection has already passed backup-ts.
+        """
+        if not self.backup_ts:
+            await self.choose()
         self._registered_at = asyncio.get_running_loop().time()
-        await super().start()
+        await super().begin()
 
     async def arm(self) -> None:
         """Register, or make it last longer."""
@@ -103,18 +131,38 @@ class SafepointLease(Lease):
         # Not if the job is stopped meanwhile.
         self._left = True
 
+    async def leave_for_retry(self, retry_in_s: float | None) -> None:
+        """Let it be held until another try has taken it over.
+
+        :param retry_in_s: in how many seconds that will be; None if nobody knows.
+        """
+        await self.pause()
+        if self._lost is None:
+            again_s = 0 if retry_in_s is None else math.ceil(retry_in_s) + RETRY_MARGIN_S
+            await settle(self._leave(max(self._running_ttl_s, again_s)))
+        self._left = True
+
     async def _leave(self, ttl_s: int) -> None:
         try:
-            await self._register(ttl_s)
-        except TikvBrError as err:
-            # The backup is complete, and what was registered last holds for a while too.
-            message = f"could not let {self.name} last for another {human_duration(ttl_s)}: {err}"
+            await asyncio.wait_for(self._register(ttl_s), UNDO_S)
+        except (TikvBrError, asyncio.TimeoutError) as err:
+            # What was registered last holds for a while too.
+            reason = str(err) or "PD does not answer"
+            message = f"could not let {self.name} last for another {human_duration(ttl_s)}: {reason}"
             self.listener(Note(level="warning", message=message))
+
+    def stop_soon(self) -> None:
+        """Begin to remove it: :meth:`stop` waits until that is done."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
 
     async def stop(self) -> None:
         """Remove it, unless it was left to run out."""
-        if not self._left:
-            await super().stop()
+        if self._left or not self.backup_ts:
+            return
+        self.stop_soon()
+        if self._stopping is not None:
+            await settle(_wait_for(self._stopping))
 
     async def _register(self, ttl_s: int) -> None:
         lowest = await self.cluster.pd.update_service_safe_point(
@@ -153,3 +201,7 @@ class SafepointLease(Lease):
             f" ({human_duration(self._safe_interval_s)}) has to be shorter than the cluster's GC life time",
             parameter="safe_interval",
         )
+
+
+async def _wait_for(task: asyncio.Task[None]) -> None:
+    await task

@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.secret_text import show_path
 
 IV_LENGTH = 16
+BYTES_AT_ONCE = 4 << 20
 
 
 class CipherMethod(enum.IntEnum):
@@ -125,7 +126,10 @@ class Cipher:
         if self.is_plain:
             return data
         context = AesCipher(algorithms.AES(self.key), modes.CTR(iv)).encryptor()
-        return context.update(data) + context.finalize()
+        # A single call for a hundred megabytes would hold Python's global lock, and an event loop, for a long time.
+        view = memoryview(data)
+        parts = [context.update(view[at : at + BYTES_AT_ONCE]) for at in range(0, len(view), BYTES_AT_ONCE)]
+        return b"".join([*parts, context.finalize()])
 
     def decrypt(self, data: bytes, iv: bytes) -> bytes:
         """Undo :meth:`encrypt`. A wrong key gives other bytes, not an error: counter mode has no seal."""

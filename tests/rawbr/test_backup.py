@@ -492,7 +492,7 @@ async def test_a_backup_that_cannot_be_compared_is_not_made_again(tmp_path: Path
     async with cluster(tmp_path) as (embedded, client):
         embedded.faults.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
         with pytest.raises(UnverifiedError, match=r"place is complete, but could not be compared .*; do not back up"):
-            await run(client, tmp_path / "place", checksum=True, budget="300ms")
+            await run(client, tmp_path / "place", checksum=True, budget="300ms", resume=False)
         assert undisturbed(embedded)
         async with open_storage("noop://") as nowhere:
             options = backup_options(checksum=True, budget="300ms")

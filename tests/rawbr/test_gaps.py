@@ -33,12 +33,12 @@ def keys(start: bytes, end: bytes) -> KeyRange[ApiKey]:
 def test_one_stretch_for_each_leader(version: ApiVersion) -> None:
     codec = KeyCodec(version)
     found = regions(codec, (b"", b"b", 1), (b"b", b"d", 2), (b"d", b"f", 1), (b"f", b"h", 3), (b"h", b"", 2))
-    assert parts_by_leader(keys(b"a", b"g"), found[:4], codec) == [
+    assert parts_by_leader([keys(b"a", b"g")], found[:4], codec) == [
         (1, keys(b"a", b"f")),
         (2, keys(b"b", b"d")),
         (3, keys(b"f", b"g")),
     ]
-    assert parts_by_leader(keys(b"c", b""), found[1:], codec) == [
+    assert parts_by_leader([keys(b"c", b"")], found[1:], codec) == [
         (2, keys(b"c", b"")),
         (1, keys(b"d", b"f")),
         (3, keys(b"f", b"h")),
@@ -48,11 +48,32 @@ def test_one_stretch_for_each_leader(version: ApiVersion) -> None:
 def test_regions_without_leader_are_left_out() -> None:
     codec = KeyCodec(ApiVersion.V1)
     found = regions(codec, (b"", b"b", None), (b"b", b"", 2))
-    assert parts_by_leader(keys(b"", b""), found, codec) == [(2, keys(b"b", b""))]
+    assert parts_by_leader([keys(b"", b"")], found, codec) == [(2, keys(b"b", b""))]
 
 
 def test_v2_regions_reach_beyond_the_keyspace() -> None:
     codec = KeyCodec(ApiVersion.V2)
     gap = KeyRange(ApiKey(codec.prefix), ApiKey(codec.prefix_end))
-    assert parts_by_leader(gap, regions(codec, (b"", b"", 4)), codec) == [(4, gap)]
+    assert parts_by_leader([gap], regions(codec, (b"", b"", 4)), codec) == [(4, gap)]
     assert encode_memcomparable(codec.prefix) == codec.region_key(gap.start)
+
+
+def test_a_stretch_reaches_over_what_others_have_finished() -> None:
+    codec = KeyCodec(ApiVersion.V1)
+    found = regions(
+        codec, (b"", b"b", 1), (b"b", b"d", 2), (b"d", b"f", 1), (b"f", b"h", 2), (b"h", b"k", 1), (b"k", b"", 1)
+    )
+    gaps = [keys(b"a", b"b"), keys(b"d", b"e"), keys(b"g", b"h"), keys(b"m", b"")]
+    assert parts_by_leader(gaps, found, codec) == [
+        # What store 1 has finished from "h" to "k" is not to be done again.
+        (1, keys(b"a", b"e")),
+        (2, keys(b"g", b"h")),
+        (1, keys(b"m", b"")),
+    ]
+
+
+def test_a_region_with_several_gaps() -> None:
+    codec = KeyCodec(ApiVersion.V1)
+    gaps = [keys(b"a", b"b"), keys(b"d", b"e"), keys(b"g", b"i")]
+    found = regions(codec, (b"", b"h", 1), (b"h", b"", 2))
+    assert parts_by_leader(gaps, found, codec) == [(1, keys(b"a", b"h")), (2, keys(b"h", b"i"))]

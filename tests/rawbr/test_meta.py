@@ -10,9 +10,11 @@ from airflow_provider_tikvbr.exceptions import (
     BackupExistsError,
     BackupFileError,
     BackupInvalidError,
+    BudgetExceededError,
     StorageUnavailableError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr import meta as meta_module
 from airflow_provider_tikvbr.rawbr.files import check_files, read_file
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
@@ -143,11 +145,29 @@ async def test_a_file_whose_answer_is_lost_counts(tmp_path: Path) -> None:
         await write_meta(storage, small_meta(), AES)
 
 
-async def test_a_file_that_was_not_made_does_not_count(tmp_path: Path) -> None:
+async def test_a_file_that_was_not_made_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_module, "PATIENCE_S", 0.2)
     storage = Faltering(path=tmp_path)
     storage.before = True
-    with pytest.raises(StorageUnavailableError, match="the answer is lost"):
+    with pytest.raises(BudgetExceededError, match="the answer is lost"):
         await write_meta(storage, small_meta())
+
+
+async def test_a_storage_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_module, "RETRY_BASE_S", 0.01)
+    tries = 0
+
+    class Stumbling(LocalStorage):
+        async def create(self, name: str, data: bytes) -> bool:
+            nonlocal tries
+            tries += 1
+            if tries < 4:
+                raise StorageUnavailableError("SlowDown")
+            return await super().create(name, data)
+
+    storage = Stumbling(path=tmp_path)
+    await write_meta(storage, small_meta(), AES)
+    assert await read_meta(storage, AES) == small_meta()
 
 
 @pytest.mark.parametrize("cipher", [PLAINTEXT, AES], ids=["plain", "aes"])
