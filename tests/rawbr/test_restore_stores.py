@@ -13,7 +13,7 @@ from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import BudgetExceededError
 from airflow_provider_tikvbr.proto import errorpb_pb2, import_sstpb_pb2, methods
-from airflow_provider_tikvbr.rawbr import leases
+from airflow_provider_tikvbr.rawbr import ingest, leases
 from airflow_provider_tikvbr.rawbr.events import Event, Progress
 from airflow_provider_tikvbr.rawbr.options import restore_options
 from airflow_provider_tikvbr.rawbr.restore import restore
@@ -128,7 +128,8 @@ async def test_a_store_that_goes_and_comes_back(at: int, api_version: ApiVersion
         assert is_as_before(embedded)
 
 
-async def test_one_region_that_is_busy_holds_up_no_other(tmp_path: Path) -> None:
+async def test_one_region_that_is_busy_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "INSIST_S", 0.1)
     async with target(tmp_path, split_keys=BORDERS) as (embedded, cluster):
         busy = errorpb_pb2.Error(message="injected", server_is_busy=errorpb_pb2.ServerIsBusy())
         region = embedded.topology.regions[0]
