@@ -96,22 +96,10 @@ async def restore(
     expected = await expected_checksum(storage, meta, plan.keys, options.cipher)
     if not expected.total_kvs:
         listener(Note(level="warning", message="the backup holds no data in the range: nothing is restored"))
-    checkpoint = await RestoreCheckpoint.open(
+    async with RestoreCheckpoint.held(
         cluster, meta, plan, options, beside=storage, given=checkpoint_storage, listener=listener
-    )
-    if not checkpoint.resumed:
-        await _tell_of_data(cluster, plan.keys, listener)
-    if checkpoint.left:
-        await _split(cluster, plan, checkpoint.left, options, listener)
-        await _import(cluster, storage, plan, checkpoint, options, listener)
-    if options.checksum:
-        try:
-            await _verify(cluster, plan.keys, expected, options, listener)
-        except ChecksumMismatchError:
-            # Whatever is wrong, going on from here would not make it right.
-            await checkpoint.remove()
-            raise
-    await checkpoint.remove()
+    ) as checkpoint:
+        await _restore(cluster, storage, plan, checkpoint, options, expected, listener)
     keys = cluster.codec.user_range(plan.keys)
     return RestoreSummary(
         total_ranges=len(plan.files),
@@ -131,6 +119,31 @@ async def restore(
         start=show_key(keys.start),
         end=show_key(keys.end),
     )
+
+
+async def _restore(
+    cluster: Cluster,
+    storage: Storage,
+    plan: RestorePlan,
+    checkpoint: RestoreCheckpoint,
+    options: RestoreOptions,
+    expected: Checksum,
+    listener: Listener,
+) -> None:
+    if not checkpoint.resumed:
+        await _tell_of_data(cluster, plan.keys, listener)
+    if checkpoint.left:
+        await _split(cluster, plan, checkpoint.left, options, listener)
+        await _import(cluster, storage, plan, checkpoint, options, listener)
+    if options.checksum:
+        try:
+            await _verify(cluster, plan.keys, expected, options, listener)
+        except ChecksumMismatchError:
+            # Whatever is wrong, going on from here would not make it right.
+            await checkpoint.remove()
+            raise
+    # As the very last thing: a try that dies before has only the comparison left.
+    await checkpoint.remove()
 
 
 async def _tell_of_data(cluster: Cluster, keys: KeyRange[ApiKey], listener: Listener) -> None:
@@ -239,6 +252,7 @@ class _FilesDone:
         self._done = len(finished)
         self._kvs = sum(file.total_kvs for file in finished)
         self._bytes = sum(file.total_bytes for file in finished)
+        self._before = (self._done, self._bytes)
         self._tell()
 
     def add(self, planned: PlannedFile) -> None:
@@ -258,6 +272,8 @@ class _FilesDone:
                 kvs=self._kvs,
                 bytes=self._bytes,
                 elapsed_s=time.monotonic() - self._started,
+                done_before=self._before[0],
+                bytes_before=self._before[1],
             )
         )
 

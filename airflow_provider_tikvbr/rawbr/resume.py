@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -28,7 +28,7 @@ DIRECTORY = "restore.checkpoint"
 
 
 class RestoreCheckpoint:
-    """The checkpoint of one restore; made by :meth:`open` alone.
+    """The checkpoint of one restore; made by :meth:`held` alone.
 
     :param checkpoint: where it is kept; None if it cannot be kept anywhere.
     :param works: what is left to do of each file.
@@ -40,11 +40,11 @@ class RestoreCheckpoint:
         self._checkpoint = checkpoint
         self._codec = codec
         self._listener = listener
-        self._keeping: AbstractAsyncContextManager[None] | None = None
         self.works = works
 
     @classmethod
-    async def open(
+    @asynccontextmanager
+    async def held(
         cls,
         cluster: Cluster,
         meta: brpb_pb2.BackupMeta,
@@ -54,8 +54,8 @@ class RestoreCheckpoint:
         beside: Storage,
         given: Storage | None,
         listener: Listener,
-    ) -> RestoreCheckpoint:
-        """Begin a checkpoint, or go on with the one that is there.
+    ) -> AsyncIterator[RestoreCheckpoint]:
+        """Begin a checkpoint, or go on with the one that is there, while the block runs.
 
         :param meta: the backup.
         :param plan: what is to be restored of it.
@@ -74,7 +74,7 @@ class RestoreCheckpoint:
                 " files are restored already"
             )
             listener(Note(level="info", message=message))
-        return cls(checkpoint=checkpoint, works=works, codec=cluster.codec, listener=listener)
+        yield cls(checkpoint=checkpoint, works=works, codec=cluster.codec, listener=listener)
 
     @property
     def resumed(self) -> bool:
@@ -100,14 +100,12 @@ class RestoreCheckpoint:
     async def begin(self) -> None:
         """Save from now on every half minute."""
         if self._checkpoint is not None:
-            keeping = self._checkpoint.keeping()
-            await keeping.__aenter__()
-            self._keeping = keeping
+            await self._checkpoint.begin()
 
     async def stop(self) -> None:
         """Save what is finished, and no more from now on."""
-        if self._keeping is not None:
-            await self._keeping.__aexit__(None, None, None)
+        if self._checkpoint is not None:
+            await self._checkpoint.stop()
 
     async def remove(self) -> None:
         """The restore is over, or nothing of it is of use to another try."""
