@@ -58,7 +58,7 @@ from airflow_provider_tikvbr.rawbr.takeover import (
     doubtful_files,
     take_over,
 )
-from airflow_provider_tikvbr.rawbr.tasks import settle
+from airflow_provider_tikvbr.rawbr.tasks import is_handover, settle
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
@@ -208,6 +208,10 @@ class _Backup:
             if self._options.resume and self._storage.keeps:
                 await safepoint.leave_for_retry(self._options.retry_in_s)
             raise
+        except asyncio.CancelledError:
+            if is_handover():
+                await safepoint.leave_for_retry(None)
+            raise
         finally:
             await safepoint.stop()
 
@@ -280,7 +284,7 @@ class _Backup:
             data_size=coverage.data_size,
             regions=regions or len(coverage.ranges),
             unwanted=coverage.replaced,
-            look=coverage.disturbed or checkpoint.resumed,
+            look=coverage.disturbed or not checkpoint.is_first,
         )
 
     @contextlib.contextmanager
@@ -289,7 +293,7 @@ class _Backup:
         try:
             yield
         except asyncio.CancelledError:
-            if self._safepoint is not None:
+            if self._safepoint is not None and not is_handover():
                 self._safepoint.stop_soon()
             raise
 

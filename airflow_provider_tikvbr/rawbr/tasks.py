@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+class Handover:
+    """Whether a job that is cancelled will be gone on with soon, by another process.
+
+    Then what is held for it, such as GC, is left to that one. A host says so before it cancels the job.
+
+    :ivar announced: it will.
+    """
+
+    __slots__ = ("announced",)
+
+    def __init__(self) -> None:
+        self.announced = False
+
+
+_handover: ContextVar[Handover | None] = ContextVar("tikvbr_handover", default=None)
+
+
+def expect_handover() -> Handover:
+    """Let a host say it of the job that it is about to run in this context."""
+    handover = Handover()
+    _handover.set(handover)
+    return handover
+
+
+def is_handover() -> bool:
+    """Whether the host has said so."""
+    handover = _handover.get()
+    return handover is not None and handover.announced
 
 
 async def all_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.engine_task import progress_interval_s
 from airflow_provider_tikvbr.exceptions import TikvBrError
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.parsing import parse_flag
-from airflow_provider_tikvbr.rawbr.tasks import settle
+from airflow_provider_tikvbr.rawbr.tasks import Handover, expect_handover, settle
 from airflow_provider_tikvbr.task_report import (
     CHECKPOINT_KEY,
     PROGRESS_KEY,
@@ -66,6 +66,7 @@ class EngineTrigger(BaseTrigger):
         self.owner = owner
         self.retry_in_s = retry_in_s
         self._work: asyncio.Task[dict[str, Any]] | None = None
+        self._handover: Handover | None = None
         self._latest: tuple[Progress, float] | None = None
         self._progress: Progress | None = None
         self._saved: CheckpointSaved | None = None
@@ -86,8 +87,9 @@ class EngineTrigger(BaseTrigger):
         self._work = work = asyncio.ensure_future(self._do())
         try:
             await asyncio.wait((work,))
-        except asyncio.CancelledError:
-            await self._stop(work)
+        except asyncio.CancelledError as err:
+            # Without a reason it is the triggerer that ends, and another one goes on.
+            await self._stop(work, for_good=bool(err.args) and bool(err.args[0]))
             raise
         if work.cancelled():
             raise asyncio.CancelledError
@@ -95,8 +97,9 @@ class EngineTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Somebody has ended the task: end the job, if it goes on still."""
-        if self._work is not None:
-            await self._stop(self._work)
+        # It has as a rule: Airflow cancels a trigger before it asks this of it.
+        if self._work is not None and not self._work.done():
+            await self._stop(self._work, for_good=True)
 
     async def work(self, prepared: PreparedJob, report: TaskReport) -> Summary:
         """Do the job, to the result that the event will tell.
@@ -119,6 +122,9 @@ class EngineTrigger(BaseTrigger):
 
     async def _do(self) -> dict[str, Any]:
         """The event's payload."""
+        # Unless somebody says that it is for good: a triggerer that ends cancels every task there is, this one too.
+        self._handover = expect_handover()
+        self._handover.announced = True
         outcome: dict[str, Any]
         told: dict[str, Any] = {}
         try:
@@ -190,7 +196,9 @@ class EngineTrigger(BaseTrigger):
                 progress, at = self._latest
                 report.progress(replace(progress, elapsed_s=progress.elapsed_s + time.monotonic() - at))
 
-    async def _stop(self, work: asyncio.Task[dict[str, Any]]) -> None:
+    async def _stop(self, work: asyncio.Task[dict[str, Any]], *, for_good: bool) -> None:
+        if self._handover is not None and for_good:
+            self._handover.announced = False
         if not _is_cancelling(work):
             work.cancel()
         loop = asyncio.get_running_loop()

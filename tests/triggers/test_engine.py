@@ -37,9 +37,10 @@ from airflow_provider_tikvbr.operators.backup import BackupRawOperator
 from airflow_provider_tikvbr.operators.restore import RestoreRawOperator
 from airflow_provider_tikvbr.proto.methods import BACKUP, IMPORT_DOWNLOAD
 from airflow_provider_tikvbr.sensors.checksum import ChecksumSensor
+from airflow_provider_tikvbr.tikv.keys import ApiVersion
 from airflow_provider_tikvbr.triggers import engine
 from tests.support.deferral import defer, fire, run_deferred
-from tests.support.front import Store
+from tests.support.front import Store, connect, fill
 from tests.support.golden import AES256_KEY
 from tests.support.waiting import until
 
@@ -463,3 +464,31 @@ async def test_another_triggerer_goes_on(target: ThreadedCluster, source: Thread
     assert event["result"]["total_kv"] == 300
     assert counted.hits == 3
     assert await asyncio.to_thread(target.pairs) == await asyncio.to_thread(source.pairs)
+
+
+@pytest.mark.parametrize(("message", "kept"), [("", True), ("user-action", False)])
+async def test_gc_is_held_back_for_another_triggerer_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, message: str, kept: bool
+) -> None:
+    with ThreadedCluster(data_dir=tmp_path / "v2", api_version=ApiVersion.V2, stores=3) as cluster:
+        connect(monkeypatch, "tikv_v2", cluster)
+        fill(cluster)
+
+        def services() -> set[str]:
+            return {
+                name for name in cluster.apply(lambda c: dict(c.pd.safe_points.services())) if name.startswith("br-")
+            }
+
+        stuck = cluster.faults.add(Rule(kind=Kind.HANG, method=BACKUP))
+        first = defer(backup(tmp_path, tikv_conn_id="tikv_v2"))
+        running = asyncio.ensure_future(fire(first))
+        await until(lambda: stuck.hits)
+        (held,) = services()
+        running.cancel(message) if message else running.cancel()
+        await asyncio.wait((running,))
+        assert services() == ({held} if kept else set())
+        cluster.faults.clear()
+        event = await fire(type(first)(**first.serialize()[1]))
+        assert event["result"]["total_kv"] == 300
+        # It runs out by itself, as after any success.
+        assert services() == {held}
