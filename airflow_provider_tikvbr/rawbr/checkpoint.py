@@ -54,6 +54,7 @@ class Checkpoint:
     between. In a storage that keeps nothing it does nothing.
 
     :ivar resumed: whether it goes on with what an earlier try has finished.
+    :ivar is_first: whether no earlier try has left anything, as far as anybody knows.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Checkpoint:
         self._saved = 0
         self._told = False
         self.resumed = False
+        self.is_first = True
 
     @classmethod
     async def open(
@@ -125,9 +127,10 @@ class Checkpoint:
                     parameter=name,
                 )
             made._head = replace(found, writers=(*found.writers, made._writer))
-            made.resumed = True
+            made.resumed, made.is_first = True, False
             await settle(made._write_head())
             return made
+        made.is_first = found is None and not damaged
         if damaged:
             made._warn(f"{made.place}/{HEAD_NAME} cannot be read: what was finished before is done again")
         elif found is not None:
