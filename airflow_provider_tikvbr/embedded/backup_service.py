@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import threading
 import time
 import uuid
@@ -18,11 +19,12 @@ from typing import Any
 import grpc
 from fastcrc import crc64
 
-from airflow_provider_tikvbr.embedded.checks import api_name, is_raw_range
+from airflow_provider_tikvbr.embedded.checks import RegionChecks, RegionRefusedError, api_name, is_raw_range
 from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.conversion import Conversion
 from airflow_provider_tikvbr.embedded.engine import CF_DEFAULT, CFS, DataKey, StoreEngine
-from airflow_provider_tikvbr.embedded.fault_storage import StoreFiles
+from airflow_provider_tikvbr.embedded.fault_rules import Kind
+from airflow_provider_tikvbr.embedded.fault_storage import InjectedStorageError, StoreFiles, told
 from airflow_provider_tikvbr.embedded.limits import RateLimiter
 from airflow_provider_tikvbr.embedded.raw import RawFormat, RawReader, region_bounds
 from airflow_provider_tikvbr.embedded.releases import (
@@ -49,6 +51,8 @@ from airflow_provider_tikvbr.tikv.keys import (
 )
 
 WORKERS = 2
+# So many regions are noted ahead (``backup.batch-size``); one that changes before its turn comes is an error then.
+BATCH = 8
 _CHECK_EVERY = 0x3FF
 
 _COMPRESSIONS = {
@@ -163,11 +167,12 @@ class _Job:
         self._version = topology.stores[store_id].version
         self._convert = Conversion(topology.api_version, ApiVersion(int(request.dst_api_version)))
         self._reader = RawReader(engine=engine, raw=RawFormat(topology.api_version))
+        self._checks = RegionChecks(topology=topology, store_id=store_id)
 
     async def responses(self, ranges: Sequence[KeyRange[ApiKey]]) -> AsyncIterator[brpb_pb2.BackupResponse]:
         """The responses as they come."""
         ready: asyncio.Queue[brpb_pb2.BackupResponse] = asyncio.Queue(maxsize=WORKERS)
-        pieces = self._pieces(ranges)
+        pieces = _ahead(self._pieces(ranges))
         workers = asyncio.gather(*(self._work(pieces, ready) for _ in range(WORKERS)))
         getter: asyncio.Future[brpb_pb2.BackupResponse] | None = None
         # Ending the workers is one more thing to wait for beside the next response.
@@ -201,7 +206,7 @@ class _Job:
                 keys = KeyRange(start, wanted.end).intersect(region.keys)
                 if keys is None:
                     break
-                if region.led_by(self._store_id):
+                if self._topology.leads(self._store_id, region):
                     yield Piece(region.id, region.version, keys, codec.api_range_of_regions(keys))
                 # The region may have been split since: the next piece starts where this one ended.
                 if not keys.end or (wanted.end and keys.end >= wanted.end):
@@ -218,11 +223,14 @@ class _Job:
             response.api_version = self._request.dst_api_version
         path = self._engine.scratch_dir / f"{uuid.uuid4().hex}.sst"
         try:
+            self._checks.still_led(piece.region_id, piece.version)
             with self._topology.pinned(piece.keys):
                 digest = await self._engine.run(self._write, piece, path)
             if digest is not None:
                 data = await self._engine.run(path.read_bytes)
                 response.files.append(await self._save(piece, data, digest))
+        except RegionRefusedError as refused:
+            response.error.region_error.CopyFrom(refused.error)
         except _BadCipherError:
             text = "[components/backup/src/writer.rs:127]: new EncrypterReader error: UnknownEncryption"
             response.error.msg = f'Other("{text}")'
@@ -276,6 +284,8 @@ class _Job:
         local = self._request.storage_backend.WhichOneof("backend") == "local"
         if local and not replaces_local_files(self._version) and await self._storage.exists(name):
             raise _FileExistsError(f"[{name}] is already exists in {self._request.storage_backend.local.path}")
+        if local and self._topology.stores[self._store_id].disk_full:
+            raise InjectedStorageError(told(Kind.STORAGE_DISK_FULL, methods.BACKUP.path))
         await self._limiter.spend(len(stored))
         await self._files.write(self._storage, name, stored, region_id=piece.region_id)
         keys = self._convert.api_range(piece.api)
@@ -308,6 +318,12 @@ class _Job:
         if not piece.api.start:
             return base
         return f"{base}_{hashlib.sha256(piece.api.start).hexdigest()}_{int(time.time() * 1000)}"
+
+
+def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, looked for some at a time."""
+    while batch := list(itertools.islice(pieces, BATCH)):
+        yield from batch
 
 
 class _BadCipherError(Exception):

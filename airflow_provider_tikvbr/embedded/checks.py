@@ -138,15 +138,66 @@ class RegionChecks:
         self._topology = topology
         self._store_id = store_id
 
-    def region(self, context: kvrpcpb_pb2.Context) -> RegionState:
+    def region(self, context: kvrpcpb_pb2.Context, *, writes: bool = False) -> RegionState:
         """The region that a request addresses.
 
-        :raises RegionRefusedError: another store, no such region here, another leader, or an older epoch.
+        :param writes: whether the request proposes a change, as opposed to reading.
+        :raises RegionRefusedError: another store, no such region here, another leader, an older epoch, or the region
+            takes no such request now.
         """
         region = self.led_region(context)
         if context.region_epoch.version != region.version:
             raise RegionRefusedError(self._epoch_not_match(region, context.region_epoch))
+        self.check_open(region, writes=writes)
         return region
+
+    def still_led(self, region_id: int, version: int) -> None:
+        """Check that a region of which a job made a note is as it was, led here, and can be read.
+
+        :raises RegionRefusedError: it is not.
+        """
+        region = self._topology.by_id(region_id)
+        if region is None or region.peer_on(self._store_id) is None:
+            raise RegionRefusedError(region_not_found(region_id))
+        if not self._topology.leads(self._store_id, region):
+            raise RegionRefusedError(self.not_leader(region))
+        if region.version != version:
+            sent = metapb_pb2.RegionEpoch(conf_ver=region.conf_ver, version=version)
+            raise RegionRefusedError(self._epoch_not_match(region, sent))
+        self.check_open(region)
+
+    def check_open(self, region: RegionState, *, writes: bool = False) -> None:
+        """Refuse what a region that is being merged, or whose leader's disk is full, does not do.
+
+        Source: TiKV, ``components/raftstore/src/store/peer.rs`` (``pre_read_index``, ``check_proposal_with_disk_full``).
+
+        :raises RegionRefusedError: it takes no such request now.
+        """
+        error = errorpb_pb2.Error()
+        if region.merging and writes:
+            error.message = f"peer in merging mode, can't do proposal, region_id: {region.id}"
+            error.proposal_in_merging_mode.region_id = region.id
+        elif region.merging:
+            reason = "can not read index due to merge"
+            error.message = f"read index not ready, reason {reason}, region {region.id}"
+            error.read_index_not_ready.reason = reason
+            error.read_index_not_ready.region_id = region.id
+        elif writes and (full := self._full_stores(region)):
+            reason = "propose failed: tikv disk full, cmd diskFullOpt=NotAllowedOnFull, leader diskUsage=AlreadyFull"
+            error.message = f"store ids {full}, errmsg {reason}"
+            error.disk_full.store_id.extend(full)
+            error.disk_full.reason = reason
+        else:
+            return
+        raise RegionRefusedError(error)
+
+    def _full_stores(self, region: RegionState) -> list[int]:
+        """The stores whose full disks stand in the way: the leader's, or those of so many peers that no majority is left."""
+        full = [store_id for store_id in region.store_ids if self._topology.stores[store_id].disk_full]
+        if region.leader_store_id in full:
+            return [region.leader_store_id]
+        able = [store_id for store_id in self._topology.live_stores(region) if store_id not in full]
+        return full if 2 * len(able) <= len(region.peers) else []
 
     def led_region(self, context: kvrpcpb_pb2.Context) -> RegionState:
         """Like :meth:`region`, but whatever the epoch."""
@@ -160,8 +211,8 @@ class RegionChecks:
         peer = region.peer_on(self._store_id) if region else None
         if region is None or peer is None:
             raise RegionRefusedError(region_not_found(context.region_id))
-        if not region.led_by(self._store_id):
-            raise RegionRefusedError(self._not_leader(region))
+        if not self._topology.leads(self._store_id, region):
+            raise RegionRefusedError(self.not_leader(region))
         if context.peer.id != peer.id:
             error = errorpb_pb2.Error(message=f"mismatch peer id {context.peer.id} != {peer.id}")
             error.mismatch_peer_id.request_peer_id = context.peer.id
@@ -169,26 +220,15 @@ class RegionChecks:
             raise RegionRefusedError(error)
         return region
 
-    def check_majority(self, region: RegionState) -> None:
-        """Refuse a write that could not be replicated; a real store would keep it waiting.
-
-        :raises RegionRefusedError: as a busy store.
-        """
-        stores = self._topology.stores
-        alive = sum(stores[store_id].running for store_id in region.store_ids)
-        if 2 * alive <= len(region.peers):
-            error = errorpb_pb2.Error(message=f"region {region.id} has lost the majority of its peers")
-            error.server_is_busy.reason = error.message
-            raise RegionRefusedError(error)
-
-    def _not_leader(self, region: RegionState) -> errorpb_pb2.Error:
+    def not_leader(self, region: RegionState) -> errorpb_pb2.Error:
+        """Another peer leads the region, or none does, since too few of them run."""
         leader = region.leader
-        error = errorpb_pb2.Error(
-            message=f"peer is not leader for region {region.id}, "
-            f"leader may Some(id: {leader.id} store_id: {leader.store_id})"
-        )
+        knows = not region.led_by(self._store_id) and self._topology.has_majority(region)
+        shown = f"Some(id: {leader.id} store_id: {leader.store_id})" if knows else "None"
+        error = errorpb_pb2.Error(message=f"peer is not leader for region {region.id}, leader may {shown}")
         error.not_leader.region_id = region.id
-        error.not_leader.leader.CopyFrom(leader.message())
+        if knows:
+            error.not_leader.leader.CopyFrom(leader.message())
         return error
 
     def _epoch_not_match(self, region: RegionState, sent: metapb_pb2.RegionEpoch) -> errorpb_pb2.Error:

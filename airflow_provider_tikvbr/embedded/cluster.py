@@ -314,7 +314,7 @@ class EmbeddedCluster:
 
     def _move_data(self, region: RegionState, from_store: int, to_store: int) -> None:
         bounds = region_bounds(region.keys)
-        self.engines[from_store].copy_range(bounds, self.engines[to_store])
+        self.engines[region.leader_store_id].copy_range(bounds, self.engines[to_store])
         self.engines[from_store].delete_range(bounds)
 
     # --- what tests need ---

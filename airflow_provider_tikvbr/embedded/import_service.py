@@ -169,6 +169,8 @@ class ImportService:
             # All that wait for their turn hold the storage open together.
             async with self._storages.use(request.storage_backend) as storage, self._downloads:
                 data = await self._files.read(storage, request.name, region_id=request.sst.region_id)
+                if self._topology.stores[self._store_id].disk_full:
+                    raise DownloadRefusedError(f"{failed}No space left on device (os error 28)")
                 await self._engine.download_limiter.spend(len(data))
                 if request.sst.length and len(data) != request.sst.length:
                     raise DownloadRefusedError(f"{failed}downloaded size {len(data)}, expected {request.sst.length}")
@@ -213,11 +215,10 @@ class ImportService:
         response = import_sstpb_pb2.IngestResponse()
         try:
             with self._latched(ssts):
-                region = self._checks.region(region_context)
+                region = self._checks.region(region_context, writes=True)
                 if not all(import_path(self._engine, sst).exists() for sst in ssts):
                     error = checks.stale_command("The file which would be ingested doest not exist.")
                     raise RegionRefusedError(error)
-                self._checks.check_majority(region)
                 for sst in ssts:
                     self._check_sst(sst, region)
                 with self._topology.pinned(region.keys):
@@ -257,12 +258,16 @@ class ImportService:
             raise
 
     async def _apply(self, store_id: int, ssts: Sequence[import_sstpb_pb2.SSTMeta]) -> None:
-        """Ingest at one peer; a peer without a file takes its store down, now and at every start."""
+        """Ingest at one peer; a peer without a file takes its store down, now and at every start.
+
+        The peers of a store that is down ingest here what they would when it is back.
+        """
         engine = self._engines[store_id]
         for sst in ssts:
             path = import_path(engine, sst)
             if not path.exists():
-                self._topology.kill(store_id, f"region {sst.region_id} ingested {path.name}, which is not here")
+                reason = f"region {sst.region_id} ingested {path.name}, which is not here"
+                self._topology.lacks(sst.region_id, store_id, reason)
                 return
             await engine.run(engine.ingest, path, sst.cf_name)
 

@@ -53,10 +53,12 @@ class Operators:
     def scatter(self, region_ids: Iterable[int]) -> list[int]:
         """Spread the peers and the leaders of some regions over the stores that run.
 
-        :return: the ids that no region has.
+        :return: the ids that no region has, or one that has no leader.
         """
         regions = [(i, self._topology.by_id(i)) for i in region_ids]
-        found = [region for _, region in regions if region is not None]
+        # PD leaves a region alone that has no leader.
+        led = {i for i, region in regions if region is not None and self._topology.has_majority(region)}
+        found = [region for i, region in regions if region is not None and i in led]
         stores = [s.id for s in self._topology.stores.values() if s.running and s.state == 0]
         if stores:
             peers = Counter(dict.fromkeys(stores, 0))
@@ -64,13 +66,13 @@ class Operators:
             for region in found:
                 self._place_peers(region, stores, peers)
                 self._place_leader(region, stores, leaders)
-        return [i for i, region in regions if region is None]
+        return [i for i, _ in regions if i not in led]
 
     def _place_peers(self, region: RegionState, stores: list[int], peers: Counter[int]) -> None:
         for store in region.store_ids:
             free = [s for s in stores if region.peer_on(s) is None]
             target = min(free, key=lambda s: (peers[s], s), default=store)
-            if peers[target] < peers[store] and not self._topology.is_pinned(region):
+            if peers[target] < peers[store] and not self._topology.is_pinned(region) and not region.merging:
                 self._topology.move_peer(region.id, store, target)
         peers.update(region.store_ids)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.proto import metapb_pb2
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyRange, RegionKey
 
@@ -32,6 +33,7 @@ class RegionState:
 
     :param conf_ver: grows when peers change.
     :param version: grows when the range changes.
+    :param merging: whether it is about to become part of a neighbour.
     """
 
     id: int
@@ -41,6 +43,7 @@ class RegionState:
     version: int
     peers: list[PeerState]
     leader_store_id: int
+    merging: bool = False
 
     @property
     def keys(self) -> KeyRange[RegionKey]:
@@ -114,6 +117,8 @@ class StoreRecord:
     :param api_version: what its status server tells, if that is not the cluster's.
     :param death: why it can never start again, or empty.
     :param state: number of ``metapb.StoreState``: 0 up, 1 offline, 2 tombstone.
+    :param last_heartbeat: when it was last heard of, in nanoseconds since the epoch, while it is down.
+    :param disk_full: whether its disk has no space left.
     """
 
     id: int
@@ -130,6 +135,7 @@ class StoreRecord:
     running: bool = False
     api_version: ApiVersion | None = None
     death: str = ""
+    disk_full: bool = False
 
     def message(self) -> metapb_pb2.Store:
         """As PD tells it."""
@@ -160,3 +166,27 @@ class Identity:
     api_version: ApiVersion
     stores: int
     replicas: int
+
+    def check(self, saved: Mapping[str, Any], *, given_id: int | None) -> Identity:
+        """The identity that a data directory holds, if it is the one that is wanted.
+
+        :param given_id: the cluster's id, if one was asked for.
+        :raises InvalidOptionError: it is another kind of cluster.
+        """
+        found = Identity(
+            cluster_id=saved["cluster_id"],
+            api_version=ApiVersion(saved["api_version"]),
+            stores=saved["stores"],
+            replicas=saved["replicas"],
+        )
+        names = ["api_version", "stores", "replicas", *(["cluster_id"] if given_id else [])]
+        for name in names:
+            was, now = getattr(found, name), getattr(self, name)
+            if was != now:
+                shown = (was.name, now.name) if isinstance(was, ApiVersion) else (was, now)
+                raise InvalidOptionError(
+                    f"the data directory holds a cluster with {name}={shown[0]}, not {shown[1]}: "
+                    f"give {name}={shown[0]} or another directory",
+                    parameter=name,
+                )
+        return found

@@ -251,8 +251,7 @@ class TikvService:
             checks.check_api_version(self._api, request.context, "raw_delete_range")
             checks.check_range_mode(self._api, [(request.start_key, request.end_key)], "raw_delete_range")
             cf = checks.check_cf(self._api, request.cf)
-            region = self._checks.region(request.context)
-            self._checks.check_majority(region)
+            region = self._checks.region(request.context, writes=True)
             keys = self._codec.region_range(KeyRange(ApiKey(request.start_key), ApiKey(request.end_key)))
             if keys.end and keys.start >= keys.end:
                 raise RequestRefusedError("invalid delete range command", 'Other("invalid delete range command")')
@@ -290,8 +289,7 @@ class TikvService:
     def _write(
         self, context: kvrpcpb_pb2.Context, keys: Iterable[ApiKey], changes: Sequence[Change], cf: str = CF_DEFAULT
     ) -> None:
-        region = self._checks.region(context)
-        self._checks.check_majority(region)
+        region = self._checks.region(context, writes=True)
         for key in keys:
             checks.check_in_region(self._codec.region_key(key), region)
         for store_id in region.store_ids:
@@ -339,7 +337,7 @@ class TikvService:
             inside = [k for k in map(region_boundary, keys) if k > region.start and k != region.end]
             if not inside:
                 raise RegionRefusedError(errorpb_pb2.Error(message="no valid key found for split."))
-            self._checks.check_majority(region)
+            self._checks.check_open(region, writes=True)
             pieces = [piece.message() for piece in self._topology.split(region.id, inside)]
             response.regions.extend(pieces)
             if len(pieces) == 2:

@@ -328,6 +328,11 @@ async def test_a_store_that_is_down_dies_at_its_next_start(stores: Stores, backu
     await stores.cluster.stop_store(down)
     sst = await downloaded(stores, backup, region, [s for s in region.store_ids if s != down])
     assert not (await ingest(stores, region, sst)).HasField("error")
+    record = stores.cluster.topology.stores[down]
+    assert not record.death
+    await stores.cluster.start_store(down)
+    await until(lambda: not record.running)
+    assert f"region {region.id} ingested" in record.death
     with pytest.raises(RuntimeError, match="cannot start"):
         await stores.cluster.start_store(down)
 

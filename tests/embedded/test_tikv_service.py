@@ -319,7 +319,12 @@ async def test_a_region_without_majority_takes_no_writes(stores: Stores) -> None
     await stores.cluster.stop_store(followers[0])
     assert not (await put(stores, b"a")).HasField("region_error")
     stores.cluster.topology.stores[followers[1]].running = False
-    assert (await put(stores, b"a")).region_error.HasField("server_is_busy")
+    refused = (await put(stores, b"a")).region_error
+    assert refused.not_leader.region_id == region.id
+    assert not refused.not_leader.HasField("leader")  # it has stepped down, and nobody can be elected
+    request = kvrpcpb_pb2.RawGetRequest(context=stores.context(b"a"), key=b"a")
+    read = await stores.call(methods.KV_RAW_GET, request, region.leader_store_id)
+    assert read.region_error.HasField("not_leader")
     stores.cluster.topology.stores[followers[1]].running = True
     assert not (await put(stores, b"a")).HasField("region_error")
 
