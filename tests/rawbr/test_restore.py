@@ -53,7 +53,7 @@ def keys(start: bytes, end: bytes) -> KeyRange[UserKey]:
 
 async def test_credentials_are_not_looked_for_in_the_event_loop(tmp_path: Path) -> None:
     async with target(tmp_path, ApiVersion.V1, stores=1) as (_, cluster):
-        summary = await restore(cluster, SlowToTell(path=V1_FULL.path), restore_options())
+        summary = await restore(cluster, SlowToTell(path=Path(V1_FULL.url.removeprefix("local://"))), restore_options())
     assert summary.total_kv > 0
 
 

@@ -42,13 +42,13 @@ class Golden:
 
     @property
     def path(self) -> Path:
-        """Its directory: a copy, for restores keep their checkpoints beside the backup."""
-        return copy_of(self.folder, self.name)
+        """Its directory, which is only to be read."""
+        return ROOT / self.folder / self.name
 
     @property
     def url(self) -> str:
-        """Its storage URL."""
-        return f"local://{self.path}"
+        """Storage URL of a copy that this process may write into: restores keep their checkpoints there."""
+        return f"local://{copy_of(self.folder, self.name)}"
 
     @property
     def info(self) -> dict[str, Any]:
