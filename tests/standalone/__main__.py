@@ -43,8 +43,13 @@ with DAG("triggerer", schedule=None):
     BackupRawOperator(storage=FOLDER + "/triggerer", deferrable=True, **GIVEN)
 with DAG("rolling", schedule=None):
     BackupRawOperator(storage=FOLDER + "/rolling", deferrable=True, **GIVEN)
-for name, deferrable in (("kill_deferred", True), ("kill_worker", False), ("worker", False)):
+for name, deferrable, seconds in (
+    ("kill_deferred", True, None), ("kill_worker", False, None), ("worker", False, None),
+    ("timeout_deferred", True, 15), ("timeout_worker", False, 15),
+):
     with DAG(name, schedule=None):
+        if seconds:
+            GIVEN = {{**GIVEN, "retries": 0, "execution_timeout": timedelta(seconds=seconds)}}
         RestoreRawOperator(
             storage=FOLDER + "/whole", checkpoint_storage=FOLDER + "/" + name, tikv_conn_id="tikv_target",
             ratelimit=100, concurrency=1, deferrable=deferrable, **GIVEN
@@ -176,6 +181,22 @@ class Proofs:
         said = [line for line in log.splitlines() if "asked to stop" in line or "on_kill" in line]
         self.check(said, f"{name}: the log says {said}")
 
+    def timeout(self, deferrable: bool) -> None:
+        """After its execution timeout, a restore puts the cluster back."""
+        name = "timeout_deferred" if deferrable else "timeout_worker"
+        stuck = self.target.faults.add(Rule(kind=Kind.HANG, method=IMPORT_DOWNLOAD))
+        task = self.airflow.begin(name)
+        until("it downloads", lambda: stuck.hits)
+        self.check(not self.is_as_before(), f"{name}: schedulers are paused while it runs")
+        state = self.ended(task)
+        at = time.monotonic()
+        until("the cluster is as before", self.is_as_before, limit_s=60, every_s=0.05)
+        took = time.monotonic() - at
+        self.check(state == "failed", f"{name}: {state}")
+        self.check(took < 5, f"{name}: cluster as before {took:.1f} s after the task was seen as failed")
+        found = self.airflow.get(task)
+        self.check(found["duration"] < 30, f"{name}: it took {found['duration']:.1f} s, of 15 s that it had")
+
     def worker(self) -> None:
         """The retry of a task whose process was killed goes on."""
         slow = self.target.faults.add(Rule(kind=Kind.DELAY, method=IMPORT_DOWNLOAD, delay_s=1.0))
@@ -225,7 +246,11 @@ def main() -> int:
     """Run the scenarios that are named, or all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the deferred backup lasts")
-    parser.add_argument("names", nargs="*", help="slots, triggerer, rolling, kill_deferred, kill_worker, worker")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="slots, triggerer, rolling, kill_deferred, kill_worker, timeout_deferred, timeout_worker, worker",
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tikvbr-standalone-") as text:
         folder = Path(text)
@@ -252,6 +277,8 @@ def main() -> int:
                 "rolling": lambda: proofs.triggerer(signal.SIGTERM),
                 "kill_deferred": lambda: proofs.killed(True),
                 "kill_worker": lambda: proofs.killed(False),
+                "timeout_deferred": lambda: proofs.timeout(True),
+                "timeout_worker": lambda: proofs.timeout(False),
                 "worker": proofs.worker,
             }
             with airflow.up():
