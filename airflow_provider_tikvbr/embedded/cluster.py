@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,14 @@ from airflow_provider_tikvbr.embedded.checksum import Digest
 from airflow_provider_tikvbr.embedded.data import ClusterData, UserPair
 from airflow_provider_tikvbr.embedded.engine import StoreEngine
 from airflow_provider_tikvbr.embedded.faults import Faults
+from airflow_provider_tikvbr.embedded.fleet import Fleet
 from airflow_provider_tikvbr.embedded.keyspaces import Keyspaces
-from airflow_provider_tikvbr.embedded.node import PdNode, StoreNode
 from airflow_provider_tikvbr.embedded.operators import Operators
 from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
 from airflow_provider_tikvbr.embedded.raw import region_bounds
-from airflow_provider_tikvbr.embedded.records import RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.records import RegionState
 from airflow_provider_tikvbr.embedded.releases import zero_ttl_is_for_good
+from airflow_provider_tikvbr.embedded.replicas import ReplicaChecker
 from airflow_provider_tikvbr.embedded.safepoints import SafePoints
 from airflow_provider_tikvbr.embedded.schedule import ScheduleConfig, Schedulers
 from airflow_provider_tikvbr.embedded.serving import ServerTls
@@ -28,10 +27,8 @@ from airflow_provider_tikvbr.embedded.state import ClusterState
 from airflow_provider_tikvbr.embedded.topology import Topology
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, KeyCodec, KeyRange, UserKey
 
-# The ports at which PD and TiKV usually listen.
+# The port at which PD usually listens.
 PD_PORT = 2379
-STORE_PORT = 20160
-STATUS_PORT = 20180
 
 
 class EmbeddedCluster:
@@ -52,6 +49,8 @@ class EmbeddedCluster:
     :param split_keys: user keys at which a new cluster is split.
     :param keyspaces: keyspaces to create, by name with their numbers, None for the next one; V2 has a default one.
     :param cluster_id: id of a new cluster; a random one by default.
+    :param max_store_down_s: for how many seconds a store has to be down before PD gives its peers to other stores; by
+        default PD's setting ``max-store-down-time``, half an hour.
     :param clock: seconds since the epoch, for everything that PD lets expire.
     :raises InvalidOptionError: at :meth:`start`, if the directory holds another kind of cluster or is in use.
     """
@@ -73,6 +72,7 @@ class EmbeddedCluster:
         split_keys: Sequence[UserKey] = (),
         keyspaces: Mapping[str, int | None] | None = None,
         cluster_id: int | None = None,
+        max_store_down_s: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.data_dir = data_dir
@@ -91,13 +91,12 @@ class EmbeddedCluster:
         self._split_keys = tuple(split_keys)
         self._keyspaces = dict(keyspaces or {})
         self._cluster_id = cluster_id
+        self._max_store_down_s = max_store_down_s
         self._clock = clock
         self._state: ClusterState | None = None
         self._pd: PlacementDriver | None = None
-        self._pd_nodes: dict[str, PdNode] = {}
-        self._nodes: dict[int, StoreNode] = {}
-        self._sockets: Path | None = None
-        self._deaths: set[asyncio.Task[None]] = set()
+        self._fleet: Fleet | None = None
+        self._patrol: asyncio.Task[None] | None = None
 
     # --- life ---
 
@@ -126,7 +125,6 @@ class EmbeddedCluster:
             move_data=self._move_data,
             clock=self._clock,
         )
-        topology.on_death.append(self._bury)
         self.faults.topology = topology
         members = tuple(
             PdMember(
@@ -155,27 +153,34 @@ class EmbeddedCluster:
             )
         for name, keyspace_id in self._keyspaces.items():
             self.create_keyspace(name, keyspace_id=keyspace_id)
+        fleet = self._fleet = Fleet(
+            pd=self.pd, engines=self.engines, faults=self.faults, host=self._host, domain=self._domain, tls=self._tls
+        )
         for at, store in enumerate(topology.stores.values()):
             if not store.death:
-                await self._start_node(store, self._store_port + at if self._store_port else 0)
+                await fleet.start_store(store.id, self._store_port + at if self._store_port else 0)
         for at, member in enumerate(members):
-            await self._start_pd(member, 0 if at else self._pd_port)
+            await fleet.start_member(member, 0 if at else self._pd_port)
+        if self._max_store_down_s is not None:
+            self.pd.config.update({"max-store-down-time": f"{self._max_store_down_s}s"})
+        replicas = ReplicaChecker(pd=self.pd, is_up=lambda: self.pd.leader is not None and fleet.is_up(self.pd.leader))
+        self._patrol = asyncio.create_task(replicas.run())
 
     async def stop(self) -> None:
         """Stop every server and close the data directory; a cluster that does not run is left as it is."""
-        await asyncio.gather(*(node.stop() for node in self._pd_nodes.values()))
-        await asyncio.gather(*(node.stop() for node in self._nodes.values()), *self._deaths)
+        if self._patrol is not None:
+            self._patrol.cancel()
+            await asyncio.gather(self._patrol, return_exceptions=True)
+            self._patrol = None
+        if self._fleet is not None:
+            await self._fleet.close()
+            self._fleet = None
         await self.faults.close()
-        self._nodes.clear()
-        self._pd_nodes.clear()
         await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in self.engines.values()))
         self.engines.clear()
         if self._state is not None:
             self._state.close()
             self._state = None
-        if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            self._sockets = None
 
     async def __aenter__(self) -> EmbeddedCluster:
         await self.start()
@@ -231,45 +236,36 @@ class EmbeddedCluster:
     async def renew_tls(self, tls: ServerTls) -> None:
         """Restart every server that runs with other certificates, at the addresses they have."""
         self._tls = tls
-        leader, stores = self.pd.leader, list(self._nodes)
-        members = [at for at, member in enumerate(self.pd.members) if member.name in self._pd_nodes]
-        for store_id in stores:
-            await self._nodes.pop(store_id).stop()
-        for at in members:
-            await self._pd_nodes.pop(self.pd.members[at].name).stop()
-        for at in members:
-            await self.start_pd(at)
-        for store_id in stores:
-            await self.start_store(store_id)
-        self.pd.leader = leader
+        await self._servers.renew_tls(tls)
+
+    @property
+    def _servers(self) -> Fleet:
+        if self._fleet is None:
+            raise RuntimeError("the embedded cluster has not been started")
+        return self._fleet
 
     # --- PD members that come and go ---
 
     def lead_pd(self, member: int | None) -> None:
-        """Make another member of PD the leader, by its place; None for an election that does not end."""
-        self.pd.leader = None if member is None else self.pd.members[member]
+        """Make another member of PD the leader, by its place; None for an election that does not end.
+
+        A new leader does not know which schedulers the last one had paused.
+        """
+        self._servers.lead_pd(None if member is None else self.pd.members[member])
 
     async def stop_pd(self, member: int) -> None:
-        """Take a member of PD down, by its place; if it led, the next one that runs leads on.
+        """Take a member of PD down, by its place; where most of them are left, one of these leads on.
 
         :raises KeyError: it is not running.
         """
-        stopped = self.pd.members[member]
-        await self._pd_nodes.pop(stopped.name).stop()
-        if self.pd.leader is stopped:
-            self.pd.leader = next((m for m in self.pd.members if m.name in self._pd_nodes), stopped)
+        await self._servers.stop_pd(member)
 
     async def start_pd(self, member: int) -> None:
-        """Bring a member of PD back, at the address it had."""
-        back = self.pd.members[member]
-        await self._start_pd(back, int(back.client_url.rpartition(":")[2]))
+        """Bring a member of PD back, at the address it had.
 
-    async def _start_pd(self, member: PdMember, port: int) -> None:
-        if self._sockets is None:
-            self._sockets = Path(tempfile.mkdtemp(prefix="tikvbr-"))
-        node = PdNode(pd=self.pd, member=member, faults=self.faults, tls=self._tls, sockets=self._sockets)
-        self._pd_nodes[member.name] = node
-        await node.start(self._host, port)
+        :raises RuntimeError: it is running.
+        """
+        await self._servers.start_pd(member)
 
     # --- stores that come and go ---
 
@@ -278,39 +274,24 @@ class EmbeddedCluster:
 
         :raises KeyError: it is not running.
         """
-        await self._nodes.pop(store_id).stop()
-        self.topology.set_running(store_id, False)
+        await self._servers.stop_store(store_id)
 
     async def start_store(self, store_id: int) -> None:
         """Bring a store back, at the address it had.
 
+        It goes on with what its peers have missed, and dies soon if a file was ingested meanwhile that it does not have.
+
         :raises RuntimeError: it died for good, or runs already.
         """
-        store = self.topology.stores[store_id]
-        if store.death or store_id in self._nodes:
-            raise RuntimeError(f"store {store_id} cannot start: {store.death or 'it is running'}")
-        await self._start_node(store, int(store.address.rpartition(":")[2]))
+        await self._servers.start_store(store_id)
 
-    async def _start_node(self, store: StoreRecord, port: int) -> None:
-        node = StoreNode(
-            topology=self.topology,
-            store_id=store.id,
-            engines=self.engines,
-            faults=self.faults,
-            tls=self._tls,
-        )
-        self._nodes[store.id] = node
-        if self._domain:
-            store.advertised = f"tikv-{store.id}.{self._domain}:{STORE_PORT}"
-            store.advertised_status = f"tikv-{store.id}.{self._domain}:{STATUS_PORT}"
-        status_port = int(store.status_address.rpartition(":")[2] or 0)
-        await node.start(self._host, port=port, status_port=status_port)
+    async def kill_store(self, store_id: int, reason: str = "its machine is lost") -> None:
+        """Let a store die for good; PD gives its peers to other stores after ``max_store_down_s``."""
+        await self._servers.kill_store(store_id, reason)
 
-    def _bury(self, store: StoreRecord) -> None:
-        if store.id in self._nodes:
-            task = asyncio.get_running_loop().create_task(self.stop_store(store.id))
-            self._deaths.add(task)
-            task.add_done_callback(self._deaths.discard)
+    def fill_disk(self, store_id: int, full: bool = True) -> None:
+        """Let the disk of a store be full, or have space again."""
+        self.topology.stores[store_id].disk_full = full
 
     def _move_data(self, region: RegionState, from_store: int, to_store: int) -> None:
         bounds = region_bounds(region.keys)

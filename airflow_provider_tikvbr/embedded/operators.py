@@ -50,6 +50,10 @@ class Operators:
         running = operator.done_at > self._clock()
         return operator, pdpb_pb2.RUNNING if running else pdpb_pb2.SUCCESS
 
+    def forget(self) -> None:
+        """Know of no operator any more, as a new leader of PD."""
+        self._operators.clear()
+
     def scatter(self, region_ids: Iterable[int]) -> list[int]:
         """Spread the peers and the leaders of some regions over the stores that run.
 

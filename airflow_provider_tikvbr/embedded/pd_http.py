@@ -13,6 +13,7 @@ from aiohttp import web
 
 from airflow_provider_tikvbr.embedded.pd_service import PdMember, PlacementDriver
 from airflow_provider_tikvbr.embedded.records import RegionState, StoreRecord
+from airflow_provider_tikvbr.embedded.replicas import is_down
 from airflow_provider_tikvbr.tikv.keys import KeyRange, RegionKey
 
 API = "/pd/api/v1"
@@ -104,16 +105,23 @@ class PdHttp:
                 "deploy_path": message.deploy_path,
                 "last_heartbeat": message.last_heartbeat,
                 "node_state": store.node_state,
-                "state_name": ("Up" if store.running else "Disconnected") if store.state == 0 else "Offline",
+                "state_name": self._state_name(store),
             },
             "status": {
                 "capacity": "10GiB",
-                "available": "10GiB",
+                "available": "0B" if store.disk_full else "10GiB",
                 "leader_count": sum(1 for r in regions if r.led_by(store.id)),
                 "region_count": sum(1 for r in regions if r.peer_on(store.id)),
                 "last_heartbeat_ts": beat.isoformat().replace("+00:00", "Z"),
             },
         }
+
+    def _state_name(self, store: StoreRecord) -> str:
+        if store.state != 0:
+            return "Offline"
+        if store.running:
+            return "Up"
+        return "Down" if is_down(store, self._pd) else "Disconnected"
 
     async def _stats(self, request: web.Request) -> web.Response:
         # Keys are escaped raw bytes, which need not be text, so the query is read undecoded.

@@ -247,7 +247,8 @@ class PdService:
             error = pdpb_pb2.Error(type=pdpb_pb2.UNKNOWN, message=message)
             return pdpb_pb2.GetStoreResponse(header=self._header(error))
         held = sum(1 for r in self._topology.regions if r.peer_on(store.id))
-        stats = pdpb_pb2.StoreStats(store_id=store.id, capacity=CAPACITY, available=CAPACITY, region_count=held)
+        available = 0 if store.disk_full else CAPACITY
+        stats = pdpb_pb2.StoreStats(store_id=store.id, capacity=CAPACITY, available=available, region_count=held)
         return pdpb_pb2.GetStoreResponse(header=self._header(), store=store.message(), stats=stats)
 
     async def _get_all_stores(

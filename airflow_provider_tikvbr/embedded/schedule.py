@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,15 @@ TTL_KEYS = frozenset(
 )
 
 
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|m|s)")
+_PART_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def duration_s(text: str) -> float:
+    """The seconds of a time as PD writes it, such as ``30m0s``; what cannot be read counts as nothing."""
+    return sum(float(number) * _PART_S[unit] for number, unit in _PART.findall(text))
+
+
 class Schedulers:
     """Which schedulers are paused, and until when.
 
@@ -84,6 +94,10 @@ class Schedulers:
     def names(self) -> list[str]:
         """All of them."""
         return list(SCHEDULERS)
+
+    def forget(self) -> None:
+        """Let all of them go on: what is paused is known to one leader of PD alone, in memory."""
+        self._until.clear()
 
     def paused(self) -> dict[str, float]:
         """The paused ones, with the second since the epoch when each goes on."""

@@ -282,12 +282,14 @@ class Topology:
     def move_peer(self, region_id: int, from_store: int, to_store: int) -> None:
         """Move a peer, whose data come from the leader; a leader stays the leader at its new place.
 
-        :raises ValueError: it has no peer to move, one there already, is pinned or being merged.
+        :raises ValueError: it has no peer to move, one there already, no majority, or is pinned or being merged.
         """
         region = self._region(region_id)
         gone = region.peer_on(from_store)
         if gone is None or region.peer_on(to_store) is not None or to_store not in self.stores:
             raise ValueError(f"region {region_id} cannot move a peer from store {from_store} to store {to_store}")
+        if not self.has_majority(region):
+            raise ValueError(f"region {region_id} has no majority of peers that could agree to a move")
         if self.is_pinned(region) or region.merging:
             raise ValueError(f"region {region_id} is at work and cannot move now")
         if self._move_data is not None:
@@ -425,7 +427,9 @@ class Topology:
 
     def _load(self) -> None:
         for name, value in sorted(self._state.read("store").items(), key=lambda item: int(item[0])):
-            self.stores[int(name)] = StoreRecord(id=int(name), version=self.version, **value)
+            self.stores[int(name)] = StoreRecord(
+                id=int(name), version=self.version, last_heartbeat=int(self.clock() * 1e9), **value
+            )
         self._map.put_all([RegionState.from_json(int(n), v) for n, v in self._state.read("region").items()])
 
     def _save(self, *regions: RegionState) -> None:
