@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_tikvbr.exceptions import BackupFileError, StorageNotFoundError
@@ -92,6 +92,13 @@ async def check_files(storage: Storage, files: Collection[brpb_pb2.File]) -> Non
     :raises BackupFileError: some are missing or of another size; it names the first ones and counts them.
     """
     found = {info.name: info.size async for info in storage.list()}
+    # Off the loop: there may be half a million.
+    damages = await asyncio.to_thread(_wrong_sizes, files, found)
+    if damages:
+        raise _damaged(storage, damages, of=len(files))
+
+
+def _wrong_sizes(files: Iterable[brpb_pb2.File], found: Mapping[str, int]) -> list[_Damage]:
     damages = []
     for file in files:
         size = found.get(file.name)
@@ -99,8 +106,7 @@ async def check_files(storage: Storage, files: Collection[brpb_pb2.File]) -> Non
             damages.append(_Damage(file.name, "is missing"))
         elif size != file.size:
             damages.append(_Damage(file.name, f"has {size} bytes instead of {file.size}"))
-    if damages:
-        raise _damaged(storage, damages, of=len(files))
+    return damages
 
 
 async def read_file(storage: Storage, file: brpb_pb2.File, cipher: Cipher = PLAINTEXT) -> bytes:

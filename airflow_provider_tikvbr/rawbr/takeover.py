@@ -165,16 +165,18 @@ async def clear_away(
     :param listener: told if something could not be deleted.
     """
     try:
-        names = {file.name for file in wanted}
-        unwanted = set(replaced)
-        if since_ms is not None:
-            async for info in storage.list():
-                found = TIMED_NAME.fullmatch(info.name)
-                if found is not None and int(found[1]) >= since_ms:
-                    unwanted.add(info.name)
-        await delete_files(storage, unwanted - names)
+        there = [] if since_ms is None else [info.name async for info in storage.list()]
+        await delete_files(storage, await asyncio.to_thread(_unwanted, wanted, replaced, there, since_ms or 0))
     except TikvBrError as err:
         message = (
             f"there are files in {storage.display_url} that do not belong to the backup and could not be deleted: {err}"
         )
         listener(Note(level="info", message=message))
+
+
+def _unwanted(
+    wanted: Iterable[brpb_pb2.File], replaced: Iterable[str], there: Iterable[str], since_ms: int
+) -> set[str]:
+    names = {file.name for file in wanted}
+    found = {name for name in there if (time := TIMED_NAME.fullmatch(name)) is not None and int(time[1]) >= since_ms}
+    return found.union(replaced) - names
