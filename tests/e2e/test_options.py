@@ -385,8 +385,12 @@ def test_each_option_has_its_effect_by_each_face(
 
 # --- that no option is left out ---
 
-# These have tests of their own: what a sensor does when it has compared, and where an operator finds connections.
-BY_OPERATORS_ONLY = {"tikv_conn_id", "storage_conn_id", "crypter_key_conn_id", "on_mismatch", "on_missing", "storage"}
+# These have tests of their own: what a sensor does when it has compared, where an operator finds connections, and deferral.
+BY_OPERATORS_ONLY = {
+    *("tikv_conn_id", "storage_conn_id", "crypter_key_conn_id", "on_mismatch", "on_missing", "storage", "deferrable"),
+}
+# What the engine is told of who runs it.
+OF_THE_HOST = {"owner", "retry_in_s"}
 # A comparison sends nothing to the stores that would carry credentials: they are this process's own business.
 NOT_SENT = {"checksum": {"send_credentials_to_tikv", "no_credentials"}}
 # What tikv-br takes with this command as well, where it means nothing.
@@ -406,7 +410,7 @@ def test_every_parameter_of_the_operators_has_a_row(job: str) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_every_option_of_the_engine_has_a_row(job: str) -> None:
-    read = set(inspect.signature(READERS[job]).parameters) - {"owner"}
+    read = set(inspect.signature(READERS[job]).parameters) - OF_THE_HOST
     assert read <= rows_of(job)
 
 
