@@ -20,7 +20,6 @@ from google.protobuf.message import Message
 from airflow_provider_tikvbr.exceptions import (
     AuthenticationError,
     PDUnavailableError,
-    ProtocolError,
     StoreUnavailableError,
     TikvBrError,
 )
@@ -214,9 +213,8 @@ class Connection:
                     call.cancel()
                 self._acquainted = True
             if answer is grpc.aio.EOF:
-                raise ProtocolError(
-                    f"{self.name} ended {method.name} without an answer", address=self.address, method=method.path
-                )
+                # As a server does that shuts down in good order.
+                raise self._unavailable(f"{self.name} ended {method.name} without an answer", method)
             response: Resp = answer
             return response
 

@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from airflow_provider_tikvbr.tikv.pd import PDClient
 from airflow_provider_tikvbr.tikv.pd_http import PDHttp
 from airflow_provider_tikvbr.tikv.regions import RegionCache
+from airflow_provider_tikvbr.tikv.retry import Backoff
 from airflow_provider_tikvbr.tikv.status import store_api_version, store_config
 from airflow_provider_tikvbr.tikv.store import StoreClient
 from airflow_provider_tikvbr.tikv.versions import check_stores, check_v2, oldest_version, parse_version
@@ -102,7 +103,7 @@ class Cluster:
             stores = await pd.stores()
             if options.check_requirements:
                 check_stores(stores)
-            api_version = await _common_api_version(_up(stores), pd)
+            api_version = await _told_api_version(_up(stores), pd)
             _check_api_version(api_version, options)
             keyspace_id = await find_keyspace(pd, options, api_version)
             text = await http.cluster_version()
@@ -230,6 +231,19 @@ def _check_api_version(found: ApiVersion, options: ClusterOptions) -> None:
             f"the cluster has API version {found.name}, but {options.api_version.name} is expected: check the PD"
             " endpoints or the expected API version"
         )
+
+
+async def _told_api_version(stores: tuple[Store, ...], pd: PDClient) -> ApiVersion:
+    """The API version on which all stores agree; while no store answers they are asked again, for the time to connect."""
+    backoff = Backoff(base_s=0.1, cap_s=1.0, budget_s=pd.options.connect_timeout_s)
+    while True:
+        try:
+            return await _common_api_version(stores, pd)
+        except StoreUnavailableError as err:
+            # Without a status server, or without a store, another try would say the same.
+            if not any(store.status_address for store in stores) or not backoff.remaining_s:
+                raise
+            await backoff.sleep(err)
 
 
 async def _common_api_version(stores: tuple[Store, ...], pd: PDClient) -> ApiVersion:

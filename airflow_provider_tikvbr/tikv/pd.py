@@ -214,7 +214,11 @@ class PDClient:
         return pdpb_pb2.RequestHeader(cluster_id=self.cluster_id)
 
     async def _call(self, method: Method[Req, Resp], request: Req) -> Resp:
-        """Call the leader; when it does not answer, look for the leader and try again, within the budget."""
+        """Call the leader; when it does not answer, look for the leader and try again, within the budget.
+
+        A leader that has just been elected answers for a moment as if there were no cluster yet (PD,
+        ``server/grpc_service.go``), so such an answer counts as none.
+        """
         backoff = Backoff(base_s=0.1, cap_s=1.0, budget_s=self._budget_s)
         while True:
             leader = self._leader
@@ -222,8 +226,12 @@ class PDClient:
             ask = connection.exchange if method.client_streams else connection.call
             try:
                 response = await ask(method, request, timeout_s=CALL_TIMEOUT_S)
-                break
+                self._check_header(response.header, method, leader)  # type: ignore[attr-defined]
+                return response
             except PDUnavailableError as err:
+                if KEYSPACE_UNKNOWN in str(err):
+                    # Some releases say so by the same error, and that is an answer.
+                    raise
                 try:
                     await backoff.sleep(err)
                 except BudgetExceededError:
@@ -234,9 +242,6 @@ class PDClient:
                         code=err.code,
                     ) from err
                 await self._find_leader_again(leader, timeout_s=max(backoff.remaining_s, PAUSE_S))
-        # An error in the header is an answer of the right PD: who asks decides whether to try again.
-        self._check_header(response.header, method, leader)  # type: ignore[attr-defined]
-        return response
 
     def _check_header(self, header: pdpb_pb2.ResponseHeader, method: Method[Req, Resp], leader: Leader) -> None:
         if header.HasField("error") and header.error.type != pdpb_pb2.OK:

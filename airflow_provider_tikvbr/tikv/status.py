@@ -97,7 +97,7 @@ async def store_config(
     fields["code"] = str(response.status_code)
     if response.status_code in (401, 403):
         raise AuthenticationError(f"{who} does not let us read its configuration: {response.status_code}", **fields)
-    if response.status_code >= 500:
+    if response.status_code >= 500 or response.status_code == 429:
         raise StoreUnavailableError(f"{who} failed: {response.status_code}", **fields)
     try:
         config = response.json() if response.status_code == 200 else None

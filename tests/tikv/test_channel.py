@@ -302,7 +302,7 @@ async def test_exchange_without_an_answer() -> None:
 
     async with serving({methods.PD_TSO: tso}) as address:
         connection = connect(address, store_id=None)
-        with pytest.raises(ProtocolError, match="ended Tso without an answer"):
+        with pytest.raises(PDUnavailableError, match="ended Tso without an answer"):
             await connection.exchange(methods.PD_TSO, pdpb_pb2.TsoRequest(count=5), timeout_s=10)
         await connection.close()
 

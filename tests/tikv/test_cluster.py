@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from airflow_provider_tikvbr import exceptions as e
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.proto import metapb_pb2, methods, pdpb_pb2
 from airflow_provider_tikvbr.tikv.cluster import Cluster, ClusterDescription
@@ -304,11 +305,20 @@ async def test_a_store_that_is_down_does_not_stop_the_others(
 async def test_no_store_answers(embedded: EmbeddedCluster) -> None:
     for number in (1, 2, 3):
         await embedded.stop_store(number)
-    message = await refused(e.StoreUnavailableError, embedded)
+    message = await refused(e.StoreUnavailableError, embedded, connect_timeout_s=0.5)
     assert message.startswith("no store that PD counts as up tells its API version: the status server of store 1")
 
 
-async def test_a_cluster_without_stores_yet(embedded: EmbeddedCluster) -> None:
+async def test_stores_that_do_not_answer_for_a_moment(embedded: EmbeddedCluster) -> None:
+    rule = Rule(kind=Kind.STATUS, method="GET /config", status=429, times=3)
+    embedded.faults.add(rule)
+    async with await Cluster.connect(options(embedded)) as cluster:
+        assert cluster.api_version is embedded.api_version
+    assert rule.hits == 3
+
+
+async def test_a_cluster_without_stores_yet(embedded: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_tikvbr.tikv.pd.CALL_BUDGET_S", 0.2)
     header = pdpb_pb2.ResponseHeader(
         cluster_id=embedded.topology.cluster_id, error=pdpb_pb2.Error(type="NOT_BOOTSTRAPPED")
     )

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import (
     PDUnavailableError,
     ProtocolError,
@@ -118,12 +119,28 @@ async def test_a_refusal_is_not_tried_again(pd: PDClient, cluster: EmbeddedClust
 
 
 async def test_an_error_in_the_header_is_an_answer(pd: PDClient, cluster: EmbeddedCluster) -> None:
-    header = pdpb_pb2.ResponseHeader(cluster_id=pd.cluster_id, error=pdpb_pb2.Error(type="NOT_BOOTSTRAPPED"))
-    answer = pdpb_pb2.GetAllStoresResponse(header=header)
-    point = cluster.faults.fail(methods.PD_GET_ALL_STORES, response=answer, times=None)
+    rule = cluster.faults.add(Rule(kind=Kind.PD_ERROR, method=methods.PD_GET_ALL_STORES, error="INVALID_VALUE"))
+    with pytest.raises(ProtocolError, match="INVALID_VALUE"):
+        await pd.stores()
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize("error", ["NOT_BOOTSTRAPPED", "UNKNOWN"])
+async def test_a_new_leader_that_is_not_ready_is_asked_again(
+    pd: PDClient, cluster: EmbeddedCluster, error: str
+) -> None:
+    rule = cluster.faults.add(Rule(kind=Kind.PD_ERROR, method=methods.PD_GET_ALL_STORES, error=error, times=2))
+    assert await pd.stores()
+    assert rule.hits == 2
+
+
+async def test_a_cluster_without_stores_is_told(
+    pd: PDClient, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pd, "_budget_s", 0.2)
+    cluster.faults.add(Rule(kind=Kind.PD_ERROR, method=methods.PD_GET_ALL_STORES, error="NOT_BOOTSTRAPPED"))
     with pytest.raises(PDUnavailableError, match="no TiKV store has joined it"):
         await pd.stores()
-    assert point.hits == 1
 
 
 async def test_another_cluster_at_the_same_address(pd: PDClient, cluster: EmbeddedCluster) -> None:
