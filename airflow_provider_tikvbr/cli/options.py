@@ -200,3 +200,4 @@ range_flags = together(
 )
 # tikv-br has no such flag.
 budget_flag = duration("--budget", default="10m", help="How long to go on without any progress.")
+resume_flag = switch("--resume", default=True, help="Go on with what a broken off try of this job has finished.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from airflow_provider_tikvbr.exceptions import ChecksumMismatchError
 if TYPE_CHECKING:
     from airflow_provider_tikvbr.cli.jobs import Summary
     from airflow_provider_tikvbr.rawbr.events import Listener
-    from airflow_provider_tikvbr.rawbr.summary import ChecksumSummary
+    from airflow_provider_tikvbr.rawbr.summary import ChecksumSummary, RestoreSummary
     from airflow_provider_tikvbr.storage.base import Storage
     from airflow_provider_tikvbr.tikv.cluster import Cluster
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     duration("--safe-interval", default="1m", hidden=True, help="V2: how far backup-ts lies in the past."),
     switch("--remove-schedulers", hidden=True, help="Pause PD's balancing meanwhile."),
     flags.budget_flag,
+    flags.resume_flag,
     flags.global_flags,
     flags.ignored_backup_flags,
 )  # fmt: skip
@@ -55,6 +57,10 @@ def backup_raw(ctx: click.Context, /, **typed: Any) -> None:
     number("--merge-region-key-count", hidden=True, metavar="N", help="Files are merged into regions up to so many"
          " pairs."),
     flags.budget_flag,
+    flags.resume_flag,
+    flag("--checkpoint-storage", metavar="URL", help="Where to keep what is finished; by default beside the backup."),
+    flag("--verify-files", default="size", metavar="off|size|sha256", help="How thoroughly the backup's files are looked"
+         " at before anything is restored."),
     flags.global_flags,
     flags.ignored_restore_flags,
 )  # fmt: skip
@@ -64,7 +70,14 @@ def restore_raw(ctx: click.Context, /, **typed: Any) -> None:
     from airflow_provider_tikvbr.rawbr.options import restore_options
     from airflow_provider_tikvbr.rawbr.restore import restore
 
-    _run(ctx, "Raw restore", typed, restore_options, restore)
+    # Opened here, so that a wrong URL is told before anything is touched.
+    kept = settings.open_storage_of(typed, name="checkpoint_storage") if typed["checkpoint_storage"] else None
+
+    async def work(cluster: Cluster, storage: Storage, options: Any, listener: Listener) -> RestoreSummary:
+        async with kept or contextlib.nullcontext():
+            return await restore(cluster, storage, options, listener, checkpoint_storage=kept)
+
+    _run(ctx, "Raw restore", typed, restore_options, work)
 
 
 @click.command("checksum")

@@ -70,35 +70,37 @@ def cluster_options(
     )
 
 
-def open_storage_of(typed: Mapping[str, Any]) -> Storage:
+def open_storage_of(typed: Mapping[str, Any], *, name: str = "storage") -> Storage:
     """Open the storage that the flags name; nothing is touched yet.
 
+    :param name: the parameter whose URL it is.
     :raises InvalidOptionError: one of the flags cannot be right.
     """
     from airflow_provider_tikvbr.storage.factory import open_storage
 
     return open_storage(
-        storage_url(typed),
+        storage_url(typed, name=name),
         send_credentials=typed["send_credentials_to_tikv"],
         no_credentials=typed["no_credentials"],
     )
 
 
-def storage_url(typed: Mapping[str, Any]) -> str:
+def storage_url(typed: Mapping[str, Any], *, name: str = "storage") -> str:
     """Put the flags of a cloud into the URL of a storage there; what the URL says itself wins, as with tikv-br.
 
     :param typed: the flags by parameter; those of other clouds are left alone.
+    :param name: the parameter whose URL it is.
     """
-    storage: str = typed["storage"]
+    storage: str = typed[name]
     parts = urlsplit(storage)
-    said = {name.lower().replace("_", "-") for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    said = {said_name.lower().replace("_", "-") for said_name, _ in parse_qsl(parts.query, keep_blank_values=True)}
     more = urlencode(
         {
-            name: value
+            parameter: value
             for cloud, schemes in CLOUDS.items()
             if parts.scheme.lower() in schemes
-            for name in CLOUD_PARAMETERS[cloud]
-            if (value := typed[f"{cloud}_{name.replace('-', '_')}"]) and name not in said
+            for parameter in CLOUD_PARAMETERS[cloud]
+            if (value := typed[f"{cloud}_{parameter.replace('-', '_')}"]) and parameter not in said
         }
     )
     if not more:
@@ -136,7 +138,7 @@ def given(ctx: click.Context) -> dict[str, object]:
             value = "<hidden>"
         elif name in KEYS and redacted:
             value = "?"
-        elif name == "storage" or name.endswith("_endpoint"):
+        elif name in ("storage", "checkpoint_storage") or name.endswith("_endpoint"):
             value = redact(value)
         elif isinstance(value, tuple):
             value = ",".join(map(redact, value))

@@ -5,8 +5,10 @@ Each row tells what is seen with the option, and what without it, so a face that
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,9 @@ from airflow_provider_tikvbr.cli.main import tikvbr
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
 from airflow_provider_tikvbr.proto import metapb_pb2, methods, pdpb_pb2
+from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
+from airflow_provider_tikvbr.rawbr.checkpoint_format import JobIdentity
+from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 from tests.storage.conftest import ACCESS, SECRET, S3Server
 from tests.support.certs import Authority
@@ -168,6 +173,7 @@ ROWS = [
     Row("backup", "s3_acl", "bucket-owner-read", asked("storage_backend.s3.acl"), "bucket-owner-read", "", at="s3"),
     Row("backup", "s3_provider", "ceph", asked("storage_backend.s3.provider"), "ceph", "", at="s3"),
     Row("backup", "budget", "1s", ok, False, ANY, at="down"),
+    Row("backup", "resume", False, ok, True, False, at="unfinished"),
     # --- restore ---
     Row("restore", "start", FIRST.hex(), lambda seen: downloads(seen)[0], FIRST, b""),
     Row("restore", "end", LAST.hex(), lambda seen: downloads(seen)[1], LAST, END),
@@ -194,6 +200,10 @@ ROWS = [
     Row("restore", "no_credentials", True,
         first(methods.IMPORT_DOWNLOAD, "storage_backend.s3.secret_access_key"), "", SECRET, at="s3"),
     Row("restore", "budget", "1s", ok, False, ANY, at="down"),
+    Row("restore", "resume", False, ok, True, False, at="unfinished"),
+    Row("restore", "checkpoint_storage", "<place>", ok, True, False, at="unfinished"),
+    Row("restore", "verify_files", "off", counted(methods.IMPORT_DOWNLOAD), True, False, along={"budget": "1s"}, at="missing"),
+    Row("restore", "verify_files", "SHA256", counted(methods.IMPORT_DOWNLOAD), False, True, along={"budget": "1s"}, at="damaged"),
     # --- checksum ---
     Row("checksum", "start", FIRST.hex(), lambda seen: counted_keys(seen)[0], FIRST, b""),
     Row("checksum", "end", LAST.hex(), lambda seen: counted_keys(seen)[1], LAST, END),
@@ -271,6 +281,19 @@ class World:
     def _back_up(self, cluster: ThreadedCluster, storage: str, options: dict[str, Any]) -> None:
         by_engine("backup", cluster.pd_address, storage, options, Seen())
 
+    def _begin(self, place: Path, job: str) -> None:
+        """Leave what a job leaves that was begun with other options and broken off."""
+
+        async def begin() -> None:
+            cluster = self.cluster("v1").topology.cluster_id
+            directory = "backup.checkpoint" if job == "backup" else f"restore.checkpoint/{cluster}-0"
+            identity = JobIdentity(kind=job, owner="", options={"start": "another"})
+            async with open_storage(f"local://{place}") as storage:
+                await storage.prepare()
+                await Checkpoint.open(storage, directory=directory, identity=identity)
+
+        asyncio.run(begin())
+
     def close(self) -> None:
         self._stack.close()
 
@@ -309,14 +332,36 @@ class World:
                 self._back_up(self.cluster("v1"), url, {})
             return url
         if row.job == "backup":
-            return f"local://{self.folder / f'backup {self._runs}'}"
+            place = self.folder / f"backup {self._runs}"
+            if row.at == "unfinished":
+                self._begin(place, "backup")
+            return f"local://{place}"
+        if row.at in ("unfinished", "missing", "damaged"):
+            place = self.folder / f"{row.at} {self._runs}"
+            shutil.copytree(self.folder / "plain", place)
+            sst = max(place.rglob("*.sst"), key=lambda path: path.stat().st_size)
+            if row.at == "missing":
+                sst.unlink()
+            elif row.at == "damaged":
+                data = bytearray(sst.read_bytes())
+                data[len(data) // 4] ^= 1
+                sst.write_bytes(data)
+            else:
+                self._begin(place, "restore")
+            return f"local://{place}"
         name = {"encrypted": "encrypted", "part": "part", "keyspace": "v2 backup"}.get(row.at, "plain")
         return f"local://{self.folder / name}"
 
     def options(self, cluster: ThreadedCluster, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options with what stands for files and addresses filled in."""
         address_map = ",".join(f"{told}={reached}" for told, reached in cluster.cluster.address_map.items())
-        values = {**self.values, "<log>": str(self.folder / f"{self._runs}.log"), "<address map>": address_map}
+        place = f"local://{self.folder / f'kept {self._runs}'}"
+        values = {
+            **self.values,
+            "<place>": place,
+            "<log>": str(self.folder / f"{self._runs}.log"),
+            "<address map>": address_map,
+        }
         return {name: values.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
 
     @contextmanager

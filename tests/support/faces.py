@@ -174,6 +174,7 @@ def by_engine(job: str, pd: str, storage: str, options: dict[str, Any], seen: Se
         "send_credentials": take("send_credentials_to_tikv", True),
         "no_credentials": take("no_credentials", False),
     }
+    kept = take("checkpoint_storage", None)
     log_file, redact = take("log_file", None), take("redact_log", False)
     level, log_format = parse_level(take("log_level", "info")), take("log_format", "text")
     read = READERS[job](**options)
@@ -188,7 +189,11 @@ def by_engine(job: str, pd: str, storage: str, options: dict[str, Any], seen: Se
                 open_storage(storage, **storage_options) as opened,
                 await Cluster.connect(cluster_options) as cluster,
             ):
-                summary = await WORK[job](cluster, opened, read, listener)
+                if kept is None:
+                    summary = await WORK[job](cluster, opened, read, listener)
+                else:
+                    async with open_storage(kept) as place:
+                        summary = await WORK[job](cluster, opened, read, listener, checkpoint_storage=place)
                 return summary.line(), summary.as_dict()
 
     log = logging_to(Path(log_file), level, log_format=log_format) if log_file else contextlib.nullcontext()
