@@ -51,6 +51,8 @@ BACKUP = "backup"
 # on a slow disk takes a minute.
 PER_STORE = 64
 CALL_TIMEOUT_S = 900.0
+# A shorter budget shortens that: nobody who waits for seconds wants to hear of a call after minutes.
+CALL_BUDGETS = 3
 # One call may take longer than the budget.
 LEAST_TRIES = 3
 RETRY_BASE_S = 0.2
@@ -151,6 +153,7 @@ async def live_checksum(
         step=step,
         total=await count_regions(cluster, cluster.codec.api_range(keys), listener),
         listener=listener,
+        budget_s=budget_s,
     )
     await back_up_range(cluster, coverage, budget_s=budget_s, listener=listener)
     return LiveChecksum(checksum=coverage.checksum, regions=len(coverage.ranges), method=BACKUP)
@@ -186,6 +189,7 @@ class _Counter:
         self._cluster = cluster
         self._codec = cluster.codec
         self._budget_s = budget_s
+        self._timeout_s = min(CALL_TIMEOUT_S, CALL_BUDGETS * budget_s)
         self._listener = listener
         self._step = step
         self._started = time.monotonic()
@@ -233,7 +237,7 @@ class _Counter:
         async with self._slots[leader.store_id]:
             client = await self._cluster.client(leader.store_id)
             answer = await client.raw_checksum(
-                region, leader, part, self._cluster.api_version, timeout_s=CALL_TIMEOUT_S
+                region, leader, part, self._cluster.api_version, timeout_s=self._timeout_s
             )
         return Checksum(answer.checksum, answer.total_kvs, answer.total_bytes)
 

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import (
     ApiVersionError,
     BackupFileError,
@@ -25,7 +26,7 @@ from airflow_provider_tikvbr.rawbr.options import backup_options, checksum_optio
 from airflow_provider_tikvbr.rawbr.summary import Checksum, ChecksumSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
-from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec, KeyRange, UserKey
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec, KeyRange, UserKey
 from tests.rawbr.jobs import Events, checksum_of, cluster, key, make_pairs, meanwhile
 
 V1, V1TTL, V2 = ApiVersion
@@ -268,3 +269,10 @@ async def test_an_old_cluster(tmp_path: Path) -> None:
         await make(client, tmp_path / "place")
         with pytest.raises(UnsupportedError, match=r"6\.1\.1 or newer"):
             await verify(client, tmp_path / "place")
+
+
+async def test_a_call_that_hangs_is_given_up_by_the_budget(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.faults.add(Rule(kind=Kind.HANG, method=methods.KV_RAW_CHECKSUM, times=1))
+        found = await cluster_checksum(client, client.codec.api_range(EVERYTHING), budget_s=0.3)
+    assert found == checksum_of(make_pairs())
