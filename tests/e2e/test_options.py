@@ -338,7 +338,8 @@ class World:
             return f"local://{place}"
         if row.at in ("unfinished", "missing", "damaged"):
             place = self.folder / f"{row.at} {self._runs}"
-            shutil.copytree(self.folder / "plain", place)
+            # Other rows restore from there too, and some are refused half-way.
+            shutil.copytree(self.folder / "plain", place, ignore=shutil.ignore_patterns("restore.checkpoint"))
             sst = max(place.rglob("*.sst"), key=lambda path: path.stat().st_size)
             if row.at == "missing":
                 sst.unlink()
