@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
+import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -78,7 +80,7 @@ class LocalStorage(Storage):
         await asyncio.to_thread(self._delete, check_name(name))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        """The files whose name starts with ``prefix``, sorted by name."""
+        """The files whose name starts with ``prefix``, sorted by name; what a killed writer left is removed on the way."""
         for info in await asyncio.to_thread(self._list, prefix):
             yield info
 
@@ -96,6 +98,8 @@ class LocalStorage(Storage):
                 # Whatever this process's umask: the stores run as another user, and write into the last one.
                 with contextlib.suppress(OSError):  # some network file systems know no modes
                     directory.chmod(STORES_WRITE if directory == self.path else STORES_PASS)
+            for left in self.path.glob(f".*{TEMP_SUFFIX}"):
+                _remove_if_abandoned(left)
             probe = self.path / _temp_name()
             try:
                 _write_synced(probe, b"")
@@ -164,7 +168,9 @@ class LocalStorage(Storage):
                 for file in files:
                     path = Path(folder, file)
                     name = path.relative_to(self.path).as_posix()
-                    if name.startswith(prefix) and not name.endswith(TEMP_SUFFIX):
+                    if name.endswith(TEMP_SUFFIX):
+                        _remove_if_abandoned(path)
+                    elif name.startswith(prefix):
                         with contextlib.suppress(FileNotFoundError):
                             found[name] = path.stat().st_size
         return tuple(ObjectInfo(name, found[name]) for name in sorted(found))
@@ -199,7 +205,26 @@ class LocalStorage(Storage):
 
 
 def _temp_name() -> str:
-    return f".{uuid.uuid4().hex}{TEMP_SUFFIX}"
+    return f".{uuid.uuid4().hex}.{_machine()}-{os.getpid()}{TEMP_SUFFIX}"
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells apart those who would take the same number for different processes; empty if that is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256((boot + str(Path("/proc/self/ns/pid").readlink())).encode()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove an unfinished file whose writer was killed, as far as can be known: it ran here, and is gone."""
+    machine, _, process = path.name.removesuffix(TEMP_SUFFIX).rpartition(".")[2].partition("-")
+    if machine and machine == _machine() and process.isdigit() and not Path("/proc", process).exists():
+        # Whoever may only read here has more important things to tell.
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ from airflow_provider_tikvbr.rawbr.checksum import verify_backup
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Event, Note, Progress
 from airflow_provider_tikvbr.rawbr.options import ChecksumOptions
 from airflow_provider_tikvbr.rawbr.restore import restore
-from airflow_provider_tikvbr.rawbr.summary import ChecksumSummary
+from airflow_provider_tikvbr.rawbr.summary import ChecksumSummary, RestoreSummary
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
@@ -39,6 +39,7 @@ from tests.chaos.schedule import CALM, Schedule
 from tests.chaos.world import (
     BUDGET_S,
     Clock,
+    Pairs,
     World,
     checksum_of,
     dump,
@@ -127,14 +128,18 @@ class Run:
 
     def __init__(self, seed: int, root: Path, *, faults: bool = True) -> None:
         self.outcome = Outcome(seed=seed)
-        self.world: World = make_world(seed)
         self._seed = seed
+        self.make_world()
         self._faults = faults
         self._dir = root / str(seed)
         self._place = self._dir / "backup"
         self._url = f"local://{self._place}"
         self._notes: list[str] = []
         self._lock_may_be_left = False
+
+    def make_world(self) -> None:
+        """Draw the world."""
+        self.world: World = make_world(self._seed)
 
     async def run(self) -> Outcome:
         """Run it."""
@@ -265,36 +270,40 @@ class Run:
         await self._phase("checksum", source, job, after)
 
     async def _restore(self, target: Side) -> None:
-        world = self.world
-        options = with_cipher(world)
+        options = with_cipher(self.world)
         before = dump(target.cluster)
-        must_differ = options.checksum and world.dirty
+        must_differ = options.checksum and self.world.dirty
 
         async def job(storage: FlakyStorage, cluster: Cluster) -> Any:
             return await restore(cluster, storage, options, self._listen)
 
         def after(tried: Tried) -> None:
-            found = dump(target.cluster)
-            mismatch = tried.kind == "error" and isinstance(tried.value, ChecksumMismatchError)
-            if mismatch and not must_differ:
-                self.outcome.find(f"restore: the checksum differs and must not: {tried.value}")
-            if tried.kind == "ok" and must_differ:
-                self.outcome.find("restore: the target holds other pairs, and the checksum has not told so")
-            if tried.kind == "ok" and tried.value.checksum != world.expected:
-                self.outcome.find(f"restore: the summary says {tried.value.checksum} instead of {world.expected}")
-            if tried.kind == "ok" or mismatch:
-                if differs := checks.difference(found, world.after):
-                    self.outcome.find(f"restore: the target does not hold what it must: {differs}")
-                self._check_no_checkpoint()
-            else:
-                wrong = [k for k, pair in found.items() if pair not in (world.after.get(k), before.get(k))]
-                wrong += [k for k in before if k not in found and k in world.after]
-                if wrong:
-                    self.outcome.find(f"restore: {len(wrong)} pairs are neither as before nor as after: {wrong[:3]}")
-            for text in checks.wrong_on_replicas(target.cluster):
-                self.outcome.find(f"restore: {text}")
+            self._check_target(target, tried, before, must_differ=must_differ)
 
         await self._phase("restore", target, job, after, end=(ChecksumMismatchError,) if must_differ else ())
+
+    def _check_target(self, target: Side, tried: Tried, before: Pairs, *, must_differ: bool) -> None:
+        """What a try of a restore may leave in its target."""
+        world = self.world
+        found = dump(target.cluster)
+        mismatch = tried.kind == "error" and isinstance(tried.value, ChecksumMismatchError)
+        if mismatch and not must_differ:
+            self.outcome.find(f"restore: the checksum differs and must not: {tried.value}")
+        if tried.kind == "ok" and must_differ:
+            self.outcome.find("restore: the target holds other pairs, and the checksum has not told so")
+        if isinstance(tried.value, RestoreSummary) and tried.value.checksum != world.expected:
+            self.outcome.find(f"restore: the summary says {tried.value.checksum} instead of {world.expected}")
+        if tried.kind == "ok" or mismatch:
+            if differs := checks.difference(found, world.after):
+                self.outcome.find(f"restore: the target does not hold what it must: {differs}")
+            self._check_no_checkpoint()
+        else:
+            wrong = [k for k, pair in found.items() if pair not in (world.after.get(k), before.get(k))]
+            wrong += [k for k in before if k not in found and k in world.after]
+            if wrong:
+                self.outcome.find(f"restore: {len(wrong)} pairs are neither as before nor as after: {wrong[:3]}")
+        for text in checks.wrong_on_replicas(target.cluster):
+            self.outcome.find(f"restore: {text}")
 
     def _check_no_checkpoint(self) -> None:
         """A restore that is over leaves nothing beside the backup."""

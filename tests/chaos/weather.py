@@ -9,7 +9,7 @@ from collections import Counter
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.tikv.keys import UserKey
 
-KINDS = ("leader", "shuffle", "split", "move", "scatter", "store", "pd leader", "pd member")
+KINDS = ("leader", "shuffle", "split", "merge", "move", "scatter", "store", "pd leader", "pd member")
 # A port that was given back may be busy for a moment.
 PORT_TRIES = 50
 PORT_PAUSE_S = 0.1
@@ -83,6 +83,8 @@ class Weather:
                 self._lead(each.id, rng.choice(each.store_ids))
         elif kind == "split":
             cluster.split([UserKey(rng.choice([b"", b"key-", b"\xff", b"1"]) + rng.randbytes(rng.randrange(1, 5)))])
+        elif kind == "merge":
+            await self._merge(rng.randrange(len(topology.regions)))
         elif kind == "move":
             topology.move_peer(region.id, rng.choice(region.store_ids), rng.choice(running or [0]))
         elif kind == "scatter":
@@ -93,6 +95,21 @@ class Weather:
             await self._elect()
         else:
             await self._member()
+
+    async def _merge(self, at: int) -> None:
+        """Merge two neighbours, with the time between its two steps in which no request is served."""
+        topology = self._cluster.topology
+        neighbour = at + 1 if at + 1 < len(topology.regions) else at - 1
+        if neighbour < 0:
+            raise ValueError("there is one region only")
+        source, target = topology.regions[at].id, topology.regions[neighbour].id
+        topology.prepare_merge(source, target)
+        await self._pause(self._rng.random() * 0.2)
+        try:
+            topology.commit_merge(source, target)
+        except ValueError:
+            topology.rollback_merge(source)
+            raise
 
     def _lead(self, region_id: int, store_id: int) -> None:
         store = self._cluster.topology.stores[store_id]

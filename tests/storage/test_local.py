@@ -129,3 +129,24 @@ async def test_a_directory_is_no_file(tmp_path: Path) -> None:
         await storage.read("1")
     with pytest.raises(StorageError, match=f"cannot write {tmp_path}/1: Is a directory"):
         await storage.write("1", b"x")
+
+
+# Kernels number processes up to 2^22.
+GONE = 1 << 22
+
+
+async def test_unfinished_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    storage = LocalStorage(path=tmp_path)
+    abandoned = storage.path / local._temp_name().replace(f"-{os.getpid()}.", f"-{GONE}.")
+    deeper = storage.path / "1" / abandoned.name
+    ours = storage.path / local._temp_name()
+    elsewhere = storage.path / f".{'0' * 32}.{'f' * 16}-{GONE}{local.TEMP_SUFFIX}"
+    older = storage.path / f".{'0' * 32}{local.TEMP_SUFFIX}"
+    deeper.parent.mkdir()
+    for path in (abandoned, deeper, ours, elsewhere, older):
+        path.write_bytes(b"half")
+    await storage.prepare()
+    assert not abandoned.exists()
+    assert [info async for info in storage.list()] == []
+    assert not deeper.exists()
+    assert all(path.exists() for path in (ours, elsewhere, older))
