@@ -33,7 +33,9 @@ CHECKOUT = Path(airflow_provider_tikvbr.__file__).parents[1]
                  help="API V2: keyspaces to create; several by commas or by repetition."),
     flag("--format", default="hex", metavar="hex|raw|escaped", help="How --split-keys are written."),
     click.option("--faults", type=click.Path(path_type=Path), metavar="FILE",
-                 help="Rules for what goes wrong, as JSON; see docs/embedded.md."),
+                 help="What goes wrong at calls and what happens to the cluster, as JSON; see docs/embedded.md."),
+    click.option("--max-store-down", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+                 help="After how long PD gives the peers of a store that is down to others; half an hour by default."),
     flag("--ca", metavar="FILE", help="With --cert: ask clients for a certificate of this CA."),
     flag("--cert", metavar="FILE", help="The servers' certificate; turns TLS on."),
     flag("--key", metavar="FILE", help="Private key of --cert."),
@@ -51,6 +53,7 @@ def embedded(
     keyspaces: tuple[str, ...],
     format: str,  # noqa: A002 - the flag's own name
     faults: Path | None,
+    max_store_down: float | None,
     ca: str,
     cert: str,
     key: str,
@@ -85,6 +88,7 @@ def embedded(
         ],
         keyspaces=[name.strip() for given in keyspaces for name in given.split(",") if name.strip()],
         faults=faults,
+        max_store_down_s=max_store_down,
         tls=ServerTls(cert=_pem(cert), key=_pem(key), ca=_pem(ca) if ca else None) if cert else None,
     )
 

@@ -253,6 +253,10 @@ class EmbeddedCluster:
         """
         self._servers.lead_pd(None if member is None else self.pd.members[member])
 
+    def pd_is_up(self, member: int) -> bool:
+        """Whether a member of PD runs, by its place."""
+        return self._servers.is_up(self.pd.members[member])
+
     async def stop_pd(self, member: int) -> None:
         """Take a member of PD down, by its place; where most of them are left, one of these leads on.
 

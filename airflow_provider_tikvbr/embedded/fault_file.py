@@ -1,4 +1,4 @@
-"""Rules of faults as a JSON file: a list of them, or an object with ``seed`` and ``rules``."""
+"""Faults as a JSON file: a list of rules, or an object with ``seed``, ``rules`` and ``events``, which are weather."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
+from airflow_provider_tikvbr.embedded.weather_events import WeatherEvent, events_from_json
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 
 # A message cannot be given in a file.
@@ -18,10 +19,23 @@ _FIELDS = {f.name: str(f.type) for f in dataclasses.fields(Rule) if f.init and f
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 
 
-def read_faults(path: Path) -> tuple[int, list[Rule]]:
-    """The seed and the rules of a file.
+class FaultScript(NamedTuple):
+    """What a file of faults holds.
 
-    :raises InvalidOptionError: the file cannot be read, or does not hold rules.
+    :param seed: for all that is left to chance.
+    :param rules: what goes wrong at calls and files.
+    :param events: what happens to the cluster.
+    """
+
+    seed: int
+    rules: list[Rule]
+    events: tuple[WeatherEvent, ...]
+
+
+def read_faults(path: Path) -> FaultScript:
+    """What a file holds.
+
+    :raises InvalidOptionError: the file cannot be read, or does not hold faults.
     """
     try:
         value = json.loads(path.read_text())
@@ -35,16 +49,20 @@ def read_faults(path: Path) -> tuple[int, list[Rule]]:
         raise _wrong(err.message, path) from err
 
 
-def faults_of(value: object) -> tuple[int, list[Rule]]:
-    """The seed and the rules of a JSON value.
+def faults_of(value: object) -> FaultScript:
+    """What a JSON value holds.
 
-    :raises InvalidOptionError: it does not hold rules.
+    :raises InvalidOptionError: it does not hold faults.
     """
     given = value if isinstance(value, dict) else {"rules": value}
-    seed, rules = given.get("seed", 0), given.get("rules")
-    if given.keys() - {"seed", "rules"} or not isinstance(rules, list) or type(seed) is not int:
-        raise InvalidOptionError("faults are a list of rules, or an object with seed and rules", parameter="faults")
-    return seed, [_rule(at, each) for at, each in enumerate(rules)]
+    seed, rules = given.get("seed", 0), given.get("rules", [] if "events" in given else None)
+    if given.keys() - {"seed", "rules", "events"} or not isinstance(rules, list) or type(seed) is not int:
+        raise InvalidOptionError(
+            "faults are a list of rules, or an object with seed, rules and events", parameter="faults"
+        )
+    return FaultScript(
+        seed, [_rule(at, each) for at, each in enumerate(rules)], events_from_json(given.get("events", []))
+    )
 
 
 def _rule(at: int, value: object) -> Rule:

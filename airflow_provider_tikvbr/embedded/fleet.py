@@ -226,8 +226,8 @@ class Fleet:
         """
         for address in (store.address, store.status_address):
             host, _, port = address.rpartition(":")
-            # The store comes back the same way without it, but for the rare case.
-            with contextlib.suppress(OSError):
+            # Without it the store comes back all the same, but for the rare case; a test may have taken the address away.
+            with contextlib.suppress(OSError, ValueError):
                 family, kind, proto, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
                 held = socket.socket(family, kind, proto)
                 self._held.setdefault(store.id, []).append(held)

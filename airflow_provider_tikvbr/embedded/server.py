@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import TextIO
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
-from airflow_provider_tikvbr.embedded.fault_file import read_faults
+from airflow_provider_tikvbr.embedded.fault_file import FaultScript, read_faults
 from airflow_provider_tikvbr.embedded.serving import ServerTls
+from airflow_provider_tikvbr.embedded.weather import Weather
+from airflow_provider_tikvbr.embedded.weather_events import WeatherEvent
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, UserKey
 
 
-async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
+async def serve(cluster: EmbeddedCluster, *, out: TextIO, events: Sequence[WeatherEvent] = (), seed: int = 0) -> None:
     """Serve until SIGINT or SIGTERM.
 
+    :param events: what happens to the cluster, counted from when it is ready.
+    :param seed: for what is left to chance there.
     :param out: gets the line ``ready pd=HOST:PORT`` once clients may come; before it, where the cluster advertises names
         of its own domain, the line ``address-map=...`` that says where they are reached.
-    :raises InvalidOptionError: the data directory holds another kind of cluster or is in use.
+    :raises InvalidOptionError: the data directory holds another kind of cluster or is in use, or an event names a store
+        that does not exist.
     :raises OSError: a port is taken.
     """
     stop = asyncio.Event()
@@ -33,9 +38,11 @@ async def serve(cluster: EmbeddedCluster, *, out: TextIO) -> None:
         async with cluster:
             if cluster.address_map:
                 out.write("address-map=" + ",".join(f"{told}={at}" for told, at in cluster.address_map.items()) + "\n")
+            weather = Weather(cluster, events, seed=seed)
             out.write(f"ready pd={cluster.pd_address}\n")
             out.flush()
-            await stop.wait()
+            async with weather:
+                await stop.wait()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -54,6 +61,7 @@ def run(
     split_keys: Sequence[UserKey] = (),
     keyspaces: Sequence[str] = (),
     faults: Path | None = None,
+    max_store_down_s: float | None = None,
     tls: ServerTls | None = None,
 ) -> int:
     """Run an embedded cluster in the foreground until SIGINT or SIGTERM.
@@ -68,7 +76,8 @@ def run(
     :param version: version that PD and the stores announce.
     :param split_keys: user keys at which a new cluster is split.
     :param keyspaces: what API V2 has beside the default keyspace: each a name, or ``name=number``.
-    :param faults: a JSON file of rules for what goes wrong; None for nothing.
+    :param faults: a JSON file of what goes wrong at calls and what happens to the cluster; None for nothing.
+    :param max_store_down_s: after how many seconds PD gives the peers of a store that is down to others.
     :param tls: TLS of every port, or None.
     :return: the exit code.
     :raises InvalidOptionError: an option cannot be right, or a port is taken.
@@ -88,14 +97,14 @@ def run(
         version=version,
         split_keys=split_keys,
         keyspaces=_numbered(keyspaces),
+        max_store_down_s=max_store_down_s,
         tls=tls,
     )
-    if faults is not None:
-        seed, rules = read_faults(faults)
-        cluster.faults.seed(seed)
-        cluster.faults.add_all(rules)
+    script = FaultScript(0, [], ()) if faults is None else read_faults(faults)
+    cluster.faults.seed(script.seed)
+    cluster.faults.add_all(script.rules)
     try:
-        asyncio.run(serve(cluster, out=sys.stdout))
+        asyncio.run(serve(cluster, out=sys.stdout, events=script.events, seed=script.seed))
     except OSError as err:
         why = os.strerror(err.errno) if err.errno and err.errno > 0 else err.strerror or str(err)
         raise InvalidOptionError(

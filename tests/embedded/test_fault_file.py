@@ -12,6 +12,7 @@ import pytest
 
 from airflow_provider_tikvbr.embedded.fault_file import faults_of, read_faults
 from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
+from airflow_provider_tikvbr.embedded.weather_events import events_from_json
 from airflow_provider_tikvbr.exceptions import InvalidOptionError
 
 EVERY_FIELD: dict[str, Any] = {
@@ -38,7 +39,8 @@ EVERY_FIELD: dict[str, Any] = {
 def test_every_field(tmp_path: Path) -> None:
     path = tmp_path / "faults.json"
     path.write_text(json.dumps({"seed": 7, "rules": [EVERY_FIELD, {"kind": "hang", "times": None}]}))
-    seed, (rule, plain) = read_faults(path)
+    seed, (rule, plain), events = read_faults(path)
+    assert events == ()
     assert seed == 7
     expected = {**EVERY_FIELD, "kind": Kind.REGION_ERROR, "code": grpc.StatusCode.INTERNAL}
     assert {name: getattr(rule, name) for name in EVERY_FIELD} == expected
@@ -47,7 +49,7 @@ def test_every_field(tmp_path: Path) -> None:
 
 
 def test_a_list_alone() -> None:
-    seed, rules = faults_of([{"kind": kind, **fields} for kind, fields in PLAIN.items()])
+    seed, rules, _ = faults_of([{"kind": kind, **fields} for kind, fields in PLAIN.items()])
     assert (seed, [rule.kind.value for rule in rules]) == (0, list(PLAIN))
 
 
@@ -66,6 +68,8 @@ PLAIN: dict[str, dict[str, Any]] = {
         ({"rules": {}}, "a list of rules"),
         ({"rules": [], "sead": 1}, "a list of rules"),
         ({"rules": [], "seed": "x"}, "a list of rules"),
+        ({"events": {}}, "events are a list of objects"),
+        ({"events": [{"kind": "rain"}]}, "event 0: kind='rain' is none of shuffle_leaders, "),
         ([3], "rule 0 is not an object"),
         ([{"kind": "hang"}, {}], "rule 1 has no kind"),
         ([{"kind": "hangs"}], "kind='hangs' is none of status, "),
@@ -88,6 +92,14 @@ def test_files_that_hold_no_rules(tmp_path: Path, value: object, said: str) -> N
     assert str(path) in error.value.message
     assert said in error.value.message
     assert error.value.parameter == "faults"
+
+
+def test_events_beside_rules() -> None:
+    events = [{"kind": "stop_store", "at_s": 1, "store_id": 2, "for_s": 60}, {"kind": "shuffle_leaders", "every_s": 1}]
+    assert faults_of({"seed": 7, "events": events}).rules == []
+    script = faults_of({"rules": [{"kind": "hang"}], "events": events})
+    assert len(script.rules) == 1
+    assert script.events == events_from_json(events)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

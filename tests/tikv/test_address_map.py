@@ -39,7 +39,7 @@ async def inside(directory: Path, tls: ServerTls | None = None, *, stores: int =
         data_dir=directory,
         api_version=ApiVersion.V2,
         domain=DOMAIN,
-        pd_members=2,
+        pd_members=3,
         stores=stores,
         replicas=min(2, stores),
         split_keys=[UserKey(b"%02d" % i) for i in range(5, 20, 5)],
