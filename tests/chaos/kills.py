@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import multiprocessing
 import multiprocessing.context
 import os
@@ -25,7 +24,7 @@ from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.proto.methods import Method
 from tests.chaos import checks
-from tests.chaos.campaign import Outcome, Run, Side, Tried
+from tests.chaos.campaign import Outcome, Run, Side, Tried, quiet
 from tests.chaos.report import say, sum_up, tell
 from tests.chaos.schedule import CALM
 from tests.chaos.world import dump, make_world, rng_of
@@ -236,9 +235,9 @@ def run_kills(
 
     :return: what it has shown, and how many kills there were.
     """
-    logging.getLogger(checks.PACKAGE).addHandler(logging.NullHandler())
     run = KillRun(seed, root, face, context)
-    outcome = asyncio.run(run.run())
+    with quiet():
+        outcome = asyncio.run(run.run())
     outcome.memory_bytes = checks.resident_bytes()
     return outcome, run.kills
 

@@ -60,8 +60,9 @@ LASTING_STORAGE: dict[Kind, Errors] = {
 PD_CALLS: tuple[Method[Any, Any], ...] = (
     methods.PD_GET_MEMBERS,
     methods.PD_GET_ALL_STORES,
+    methods.PD_GET_ALL_STORES,
     methods.PD_SCAN_REGIONS,
-    methods.PD_BATCH_SCAN_REGIONS,
+    methods.PD_SCAN_REGIONS,
     methods.PD_GET_REGION,
     methods.PD_GET_REGION_BY_ID,
 )
@@ -127,7 +128,10 @@ class Schedule:
         """
         lasts_s = rng.choice([0.2, 0.5, 1.0, 1.5])
         artist = _Artist(rng, what, cluster, lasts_s)
-        faults = [artist.fault() for _ in range(rng.choice([0, 1, 1, 2, 3, 4]))]
+        faults = [artist.fault() for _ in range(rng.choice([0, 1, 2, 3, 4, 6]))]
+        if rng.random() < 0.4:
+            # So that there is something going on for as long as the schedule lasts.
+            faults.append(artist.burden())
         weather = tuple(k for k in KINDS if rng.random() < 0.3) if rng.random() < 0.5 or not faults else ()
         return cls(
             lasts_s=lasts_s,
@@ -207,6 +211,12 @@ class _Artist:
         make = self._rng.choices(functions, weights)[0]
         fault: Fault = make()
         return fault
+
+    def burden(self) -> Fault:
+        """Let the work itself take its time, as it does with real data."""
+        where = methods.IMPORT_DOWNLOAD if self._what == "restore" else methods.BACKUP
+        delay_s = self._rng.choice([0.02, 0.05, 0.1])
+        return Fault(Rule(kind=Kind.STORAGE_DELAY, method=where, delay_s=delay_s, until_s=self._lasts_s))
 
     def _rule(self, kind: Kind, method: Method[Any, Any] | str, **settings: Any) -> Rule:
         rng, topology = self._rng, self._cluster.topology
