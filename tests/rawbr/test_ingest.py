@@ -288,7 +288,7 @@ async def test_only_the_store_that_failed_downloads_again(tmp_path: Path) -> Non
 
 async def test_a_peer_that_pd_replaces_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "UNDO_S", 0.3)
-    async with target(tmp_path, stores=3, replicas=2, split_keys=[b"idx", b"user:"]) as (embedded, cluster):
+    async with target(tmp_path, stores=4, replicas=3, split_keys=[b"idx", b"user:"]) as (embedded, cluster):
         await embedded.stop_store(3)
         asyncio.get_running_loop().call_later(0.5, move_away, embedded, 3)
         await run(cluster, budget="20s")
