@@ -12,7 +12,8 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.chaos.campaign import Outcome, run_isolated
+from tests.chaos.isolation import run_isolated
+from tests.chaos.outcome import Outcome
 from tests.chaos.report import sum_up, tell
 
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import logging
 import os
 import random
 import shutil
-import sys
 import time
 import traceback
-import warnings
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
     StorageUnavailableError,
@@ -36,11 +30,10 @@ from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.options import ClusterOptions
 from tests.chaos import checks
 from tests.chaos.flaky import FlakyStorage
-from tests.chaos.pace import hurried
+from tests.chaos.outcome import Outcome, Side, Tried
 from tests.chaos.schedule import CALM, Schedule
 from tests.chaos.world import (
     BUDGET_S,
-    Clock,
     Pairs,
     World,
     checksum_of,
@@ -59,64 +52,9 @@ CANCEL_LIMIT_S = 5.5
 SPARE_S = 10.0
 # By then everything that a job holds by a lease is over.
 LEASE_S = 700.0
-MEMORY_LIMIT = 64 << 20
 LOCK = "backup.lock"
 PARTIAL = "tikvbr-tmp"
 LEFT_BEHIND = "is left behind"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """How one try has ended.
-
-    :param kind: ``ok``, ``error``, ``cancelled`` or ``stuck``.
-    :param value: what it returned or raised.
-    :param notes: what it told people.
-    """
-
-    kind: str
-    value: Any
-    took_s: float
-    schedule: Schedule
-    storage_hits: int
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        text = f"{type(self.value).__name__}: {self.value}"[:1000] if self.kind == "error" else ""
-        return f"{self.kind} after {self.took_s:.2f} s under {self.schedule} {text}"
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a run has shown.
-
-    :param findings: what must not be, one sentence each.
-    :param counts: what happened how often: faults, events, ends of tries.
-    :param log: the whole story.
-    """
-
-    seed: int
-    findings: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    log: list[str] = field(default_factory=list)
-    took_s: float = 0.0
-    memory_bytes: int = 0
-
-    def find(self, what: str) -> None:
-        """Something is not as it must be."""
-        self.findings.append(what)
-        self.log.append(f"FINDING {what}")
-
-
-@dataclass(slots=True)
-class Side:
-    """A cluster in a run, and what is remembered of it."""
-
-    name: str
-    cluster: EmbeddedCluster
-    clock: Clock
-    before: checks.ClusterState
-    keyspace: int
 
 
 class Run:
@@ -211,6 +149,9 @@ class Run:
     async def _side(self, name: str, rng: random.Random, keyspace: int) -> Side:
         shape = self.world.source if name == "source" else self.world.target
         cluster, clock = await start_cluster(shape, self._dir / name, rng)
+        stores = cluster.topology.stores.values()
+        served = [*cluster.pd_addresses, *(s.address for s in stores), *(s.status_address for s in stores)]
+        self.outcome.ports.update(int(address.rpartition(":")[2]) for address in served)
         return Side(name, cluster, clock, checks.ClusterState.of(cluster), keyspace)
 
     async def _backup(self, source: Side) -> bool:
@@ -471,60 +412,3 @@ class Run:
             rest = set(checks.ClusterState.of(side.cluster).left) - {"import mode", "the download speed limit"}
             if rest:
                 self.outcome.find(f"{what}: {rest} do not expire")
-
-
-async def run_seed(seed: int, root: Path, *, faults: bool = True) -> Outcome:
-    """Run one seed and look at what the process holds afterwards."""
-    return await Run(seed, root, faults=faults).run()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Log nowhere: whoever collects records holds the errors in them, and with them what a run has to give back."""
-    logger = logging.getLogger(checks.PACKAGE)
-    before = logger.propagate, logger.handlers[:]
-    logger.propagate, logger.handlers[:] = False, [logging.NullHandler()]
-    try:
-        yield
-    finally:
-        logger.propagate, logger.handlers[:] = before
-
-
-def run_isolated(seed: int, root: Path, faults: bool = True) -> Outcome:
-    """Run one seed in an event loop of its own, with every warning and every leak taken for a finding."""
-    complaints: list[str] = []
-
-    def unraisable(found: Any) -> None:
-        complaints.append(f"{found.err_msg or 'ignored'}: {found.exc_value!r} in {found.object!r}")
-
-    before = checks.ProcessState.now()
-    resident = checks.resident_bytes()
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    try:
-        with warnings.catch_warnings(), hurried(), quiet():
-            warnings.simplefilter("error")
-            outcome = asyncio.run(run_seed(seed, root, faults=faults))
-            after = _settled(before)
-    finally:
-        sys.unraisablehook = hook
-    _report(outcome, complaints, after.grown(before))
-    outcome.memory_bytes = checks.resident_bytes()
-    if outcome.memory_bytes - resident > MEMORY_LIMIT:
-        outcome.find(f"memory grew by {(outcome.memory_bytes - resident) >> 20} MiB")
-    return outcome
-
-
-def _settled(before: checks.ProcessState) -> checks.ProcessState:
-    deadline = time.monotonic() + checks.GRACE_S
-    while True:
-        now = checks.ProcessState.now()
-        if not list(now.grown(before)) or time.monotonic() > deadline:
-            return now
-        time.sleep(0.05)
-
-
-def _report(outcome: Outcome, complaints: Iterable[str], grown: Iterable[str]) -> None:
-    for text in complaints:
-        outcome.find(f"a warning: {text}")
-    for text in grown:
-        outcome.find(f"leak: {text}")

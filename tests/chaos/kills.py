@@ -24,7 +24,9 @@ from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.proto.methods import Method
 from tests.chaos import checks
-from tests.chaos.campaign import Outcome, Run, Side, Tried, quiet
+from tests.chaos.campaign import Run
+from tests.chaos.isolation import quiet
+from tests.chaos.outcome import Outcome, Side, Tried
 from tests.chaos.report import say, sum_up, tell
 from tests.chaos.schedule import CALM
 from tests.chaos.world import dump, make_world, rng_of

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.campaign import Outcome
+from tests.chaos.outcome import Outcome
 
 
 def say(line: str) -> None:

@@ -19,8 +19,10 @@ from airflow_provider_tikvbr.exceptions import (
     AuthenticationError,
     BackupFileError,
     ProtocolError,
+    RegionError,
     RegionRefusedError,
     StorageError,
+    StoreUnavailableError,
     TikvBrError,
     UnsupportedError,
 )
@@ -41,6 +43,7 @@ PASSING_TEXTS = ("connection reset by peer", "put object timeout", "SlowDown", "
 PASSING_HTTP = (500, 502, 503, 429)
 # Region errors that the same request would meet again.
 LASTING_REGION_ERRORS = frozenset({"key_not_in_region", "raft_entry_too_large", "disk_full", "flashback_not_prepared"})
+LASTING_PD_ERRORS: Errors = (ProtocolError, UnsupportedError, RegionError, StoreUnavailableError)
 PASSING_PD_ERRORS = frozenset({"UNKNOWN", "NOT_BOOTSTRAPPED", "REGION_NOT_FOUND"})
 # Failures that last, and what a job may then say.
 LASTING_CODES: dict[str, Errors] = {
@@ -262,7 +265,7 @@ class _Artist:
         if error == "REGION_NOT_FOUND":
             where = [methods.PD_GET_REGION, methods.PD_GET_REGION_BY_ID, methods.PD_GET_OPERATOR]
         rule = self._rule(Kind.PD_ERROR, self._rng.choice(where), error=error)
-        return Fault(rule, (ProtocolError, UnsupportedError) if self._lasting else ())
+        return Fault(rule, LASTING_PD_ERRORS if self._lasting else ())
 
     def _text_error(self) -> Fault:
         where = methods.IMPORT_DOWNLOAD if self._what == "restore" else methods.BACKUP
