@@ -165,6 +165,9 @@ class Fleet:
         """
         async with self._lock(store_id):
             await self._stores.pop(store_id).stop()
+            # What a process keeps in memory ends with it.
+            self._engines[store_id].import_mode.switch(False)
+            self._engines[store_id].download_limiter.set_rate(0)
             self._topology.set_running(store_id, False)
             self._hold(self._topology.stores[store_id])
 
