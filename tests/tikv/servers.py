@@ -15,6 +15,9 @@ from airflow_provider_tikvbr.embedded.serving import SERVER_OPTIONS, Handler, Se
 from airflow_provider_tikvbr.proto import methods, pdpb_pb2
 from airflow_provider_tikvbr.proto.methods import Method
 
+# Bound and never listening.
+_HELD: list[socket.socket] = []
+
 
 @asynccontextmanager
 async def serving(
@@ -156,7 +159,9 @@ async def wire(address: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
 
 
 def closed_port() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """An address where nobody listens, and nobody can come to listen: bound for as long as the tests run."""
+    # A port that was only found to be free is soon given to another server.
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    _HELD.append(held)
+    return f"127.0.0.1:{held.getsockname()[1]}"
