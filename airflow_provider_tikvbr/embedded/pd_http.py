@@ -44,6 +44,7 @@ class PdHttp:
         app.router.add_get(f"{API}/stats/region", self._stats)
         app.router.add_get(f"{API}/schedulers", self._schedulers)
         app.router.add_post(f"{API}/schedulers/{{name}}", self._pause)
+        app.router.add_get(f"{API}/gc/safepoint", self._safe_points)
         app.router.add_post(f"{API}/config", self._set_config)
         app.router.add_get(f"{API}/config/cluster-version", self._cluster_version)
         app.router.add_get(f"{API}/config/schedule", self._schedule)
@@ -159,6 +160,13 @@ class PdHttp:
         except KeyError:
             return _answer("[PD:scheduler:ErrSchedulerNotFound]scheduler not found", status=500)
         return _answer("Pause or resume the scheduler successfully.")
+
+    # --- GC ---
+
+    async def _safe_points(self, _request: web.Request) -> web.Response:
+        found = [self._pd.safe_points.worker, *self._pd.safe_points.services().values()]
+        services = [{"service_id": s.service_id, "expired_at": s.expires_at, "safe_point": s.safe_point} for s in found]
+        return _answer({"service_gc_safe_points": services, "gc_safe_point": self._pd.safe_points.gc_safe_point})
 
     # --- settings ---
 

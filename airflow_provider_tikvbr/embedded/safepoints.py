@@ -53,6 +53,11 @@ class SafePoints:
         self._expire()
         return {name: s for name, s in self._services.items() if name != GC_WORKER}
 
+    @property
+    def worker(self) -> ServiceSafePoint:
+        """PD's own, which never expires."""
+        return self._services[GC_WORKER]
+
     def update_gc(self, safe_point: int) -> int:
         """Move the GC safe point forward; it never goes back.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -32,6 +33,20 @@ TIMEOUT_S = 10.0
 DIAGNOSIS_S = 2.0
 BUDGET_S = 20.0
 SCHEDULE = "schedule."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSafePoint:
+    """What one service holds back from garbage collection.
+
+    :param service_id: name of the service.
+    :param safe_point: versions from this timestamp on are kept.
+    :param expires_at: second since the epoch, by PD's clock, from which on it no longer counts.
+    """
+
+    service_id: str
+    safe_point: int
+    expires_at: int
 
 
 class PDHttp:
@@ -71,7 +86,14 @@ class PDHttp:
 
     async def schedulers(self) -> list[str]:
         """Names of the schedulers that exist, paused ones too."""
-        names = await self._request("GET", f"{API}/schedulers")
+        return await self._schedulers("")
+
+    async def paused_schedulers(self) -> list[str]:
+        """Names of the schedulers that are paused now."""
+        return await self._schedulers("?status=paused")
+
+    async def _schedulers(self, query: str) -> list[str]:
+        names = await self._request("GET", f"{API}/schedulers{query}")
         if names is None:
             return []
         if not isinstance(names, list):
@@ -84,6 +106,21 @@ class PDHttp:
         :param seconds: how long; 0 resumes it now.
         """
         await self._request("POST", f"{API}/schedulers/{name}", body={"delay": seconds})
+
+    async def service_safe_points(self) -> list[ServiceSafePoint]:
+        """What holds garbage collection back, by service (PD, ``server/api/service_gc_safepoint.go``)."""
+        found = await self._request("GET", f"{API}/gc/safepoint")
+        try:
+            return [
+                ServiceSafePoint(
+                    service_id=str(each["service_id"]),
+                    safe_point=int(each["safe_point"]),
+                    expires_at=int(each["expired_at"]),
+                )
+                for each in found["service_gc_safe_points"] or ()
+            ]
+        except (TypeError, KeyError, ValueError):
+            raise self._unexpected("list of GC safepoints", found) from None
 
     async def schedule_config(self) -> dict[str, Any]:
         """The permanent schedule settings by name. What :meth:`set_schedule_ttl` sets does not show here."""

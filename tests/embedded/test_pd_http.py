@@ -108,6 +108,17 @@ async def test_pauses_that_make_no_sense(http: httpx.AsyncClient) -> None:
     assert (await http.post("/schedulers/unknown", json={"delay": 1})).status_code == 500
 
 
+async def test_what_holds_gc_back(cluster: EmbeddedCluster, http: httpx.AsyncClient, clock: Clock) -> None:
+    cluster.pd.safe_points.update_service("br-1", 60, 500)
+    assert await ok(http.get("/gc/safepoint")) == {
+        "service_gc_safe_points": [
+            {"service_id": "gc_worker", "expired_at": (1 << 63) - 1, "safe_point": 0},
+            {"service_id": "br-1", "expired_at": int(clock.now) + 60, "safe_point": 500},
+        ],
+        "gc_safe_point": 0,
+    }
+
+
 async def test_settings_for_a_while(cluster: EmbeddedCluster, http: httpx.AsyncClient, clock: Clock) -> None:
     before = await ok(http.get("/config/schedule"))
     values = {"schedule.max-snapshot-count": 40, "schedule.enable-location-replacement": "false"}

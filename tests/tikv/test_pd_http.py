@@ -60,8 +60,18 @@ async def test_schedulers_pause_and_resume(http: PDHttp, cluster: EmbeddedCluste
     await http.pause_scheduler("balance-leader-scheduler", 60)
     assert list(cluster.pd.schedulers.paused()) == ["balance-leader-scheduler"]
     assert await http.schedulers() == names
+    assert await http.paused_schedulers() == ["balance-leader-scheduler"]
     await http.pause_scheduler("balance-leader-scheduler", 0)
     assert not cluster.pd.schedulers.paused()
+    assert await http.paused_schedulers() == []
+
+
+async def test_what_holds_garbage_collection_back(http: PDHttp, cluster: EmbeddedCluster) -> None:
+    cluster.pd.safe_points.update_service("br-1", 60, 500)
+    found = {each.service_id: each for each in await http.service_safe_points()}
+    assert set(found) == {"br-1", "gc_worker"}
+    assert found["br-1"].safe_point == 500
+    assert found["br-1"].expires_at == cluster.pd.safe_points.services()["br-1"].expires_at
 
 
 async def test_settings_for_a_while_leave_the_permanent_ones_alone(http: PDHttp, cluster: EmbeddedCluster) -> None:
@@ -189,6 +199,8 @@ async def test_answers_of_another_shape(body: str) -> None:
             await http.cluster_version()
         with pytest.raises(ProtocolError):
             await http.region_count(EVERYTHING)
+        with pytest.raises(ProtocolError):
+            await http.service_safe_points()
         if body != "[1]":
             with pytest.raises(ProtocolError):
                 await http.schedulers()
@@ -197,6 +209,12 @@ async def test_answers_of_another_shape(body: str) -> None:
 async def test_no_schedulers_at_all() -> None:
     async with answering(says(200, "null")) as address, client(address) as http:
         assert await http.schedulers() == []
+
+
+async def test_nothing_holds_garbage_collection_back() -> None:
+    nothing = {"service_gc_safe_points": None, "gc_safe_point": 7}
+    async with answering(says(200, nothing)) as address, client(address) as http:
+        assert await http.service_safe_points() == []
 
 
 async def test_an_answer_for_people() -> None:
