@@ -67,21 +67,26 @@ async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, 
     await all_or_cancel(worker() for _ in range(max(1, concurrency)))
 
 
-async def settle(work: Coroutine[Any, Any, T]) -> T:
+async def settle(work: Coroutine[Any, Any, T], *, limit_s: float | None = None) -> T:
     """Run work to its end even if the caller is cancelled meanwhile; the cancellation comes after it.
 
-    :raises asyncio.CancelledError: the caller was cancelled; the work is done all the same.
+    :param limit_s: how long that may take, in seconds; then the work is given up. For what may hang, such as a storage.
+    :raises asyncio.CancelledError: the caller was cancelled; the work is done all the same, unless it took too long.
     """
+    loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    over_at: float | None = None
+    while not task.done() and (over_at is None or loop.time() < over_at):
         try:
-            await asyncio.wait((task,))
+            await asyncio.wait((task,), timeout=None if over_at is None else over_at - loop.time())
         except asyncio.CancelledError as err:
             cancelled = err
+            if limit_s is not None and over_at is None:
+                over_at = loop.time() + limit_s
     if cancelled is not None:
-        if not task.cancelled():
-            # Seen here, so that asyncio does not complain of it: that somebody wants us to stop matters more.
-            task.exception()
+        task.cancel()
+        # Seen, so that asyncio does not complain of it: that somebody wants us to stop matters more.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise cancelled
     return task.result()

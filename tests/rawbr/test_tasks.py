@@ -131,3 +131,29 @@ async def test_a_cancellation_matters_more_than_an_error_of_the_undo() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_settled_work_that_hangs_is_given_up() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(settle(hang(), limit_s=0.05))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
+    await asyncio.wait_for(ended.wait(), 30)
+
+
+async def test_settled_work_has_all_its_time_while_nobody_cancels() -> None:
+    async def slow() -> int:
+        await asyncio.sleep(0.05)
+        return 7
+
+    assert await settle(slow(), limit_s=0.001) == 7
