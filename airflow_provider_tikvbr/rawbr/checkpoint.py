@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from airflow_provider_tikvbr.exceptions import BackupInvalidError, InvalidOptionError, StorageNotFoundError, TikvBrError
+from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checkpoint_format import Head, JobIdentity, new_head, other_option, pack, unpack
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange
@@ -75,7 +76,7 @@ class Checkpoint:
         self._discard = discard
         self._writer = secrets.token_hex(6)
         self._head = new_head(identity, self._writer)
-        self._pending: deque[FinishedRange] = deque()
+        self._pending: deque[brpb_pb2.BackupResponse] = deque()
         self._saving = asyncio.Lock()
         self._beat: asyncio.Task[None] | None = None
         self._last: asyncio.Task[None] | None = None
@@ -206,8 +207,11 @@ class Checkpoint:
         async for pieces in self._read(await self._names(), order):
             yield pieces
 
-    def add(self, piece: FinishedRange) -> None:
-        """Take in a finished piece, to be saved soon."""
+    def add(self, piece: brpb_pb2.BackupResponse) -> None:
+        """Take in a finished piece, to be saved soon.
+
+        :param piece: its keys, in the API version of the cluster, and its files, as a store tells them.
+        """
         if self._storage.keeps:
             self._pending.append(piece)
 
@@ -237,8 +241,12 @@ class Checkpoint:
     async def save(self) -> None:
         """Write what is not saved yet. A storage that does not take it now is told of; the next save tries again."""
         async with self._saving:
-            while self._pending:
-                pieces = list(islice(self._pending, PIECES_PER_FILE))
+            # What comes in meanwhile waits for the next time: otherwise a save would not end, but follow a fast job
+            # with thousands of tiny files.
+            left = len(self._pending)
+            while left:
+                pieces = list(islice(self._pending, min(left, PIECES_PER_FILE)))
+                left -= len(pieces)
                 data = await asyncio.to_thread(pack, pieces, self._cipher)
                 name = f"{self._directory}/{self._writer}-{self._files + 1:06}"
                 try:

@@ -51,7 +51,7 @@ class Coverage:
     :param total: regions of the range, as far as known.
     :param listener: told how far it has come.
     :param budget_s: how long the job may go on without progress, in seconds.
-    :param on_accepted: given each piece as it comes in.
+    :param on_accepted: given each good answer as it comes in.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Coverage:
         total: int,
         listener: Listener,
         budget_s: float = DEFAULT_BUDGET_S,
-        on_accepted: Callable[[FinishedRange], None] | None = None,
+        on_accepted: Callable[[brpb_pb2.BackupResponse], None] | None = None,
     ) -> None:
         self.request = request
         self.keys = KeyRange(ApiKey(request.start_key), ApiKey(request.end_key))
@@ -136,7 +136,7 @@ class Coverage:
                 finished = finished_keys(
                     response, request=request, codec=self._codec, dst_codec=self._dst_codec, store=client.store
                 )
-                self._accept(FinishedRange(finished, tuple(response.files)))
+                self._accept(FinishedRange(finished, tuple(response.files)), response)
         return trouble
 
     async def _trouble(
@@ -190,11 +190,11 @@ class Coverage:
             )
         )
 
-    def _accept(self, piece: FinishedRange) -> None:
+    def _accept(self, piece: FinishedRange, response: brpb_pb2.BackupResponse) -> None:
         self._insert(piece)
         self.accepted += 1
         if self._on_accepted is not None:
-            self._on_accepted(piece)
+            self._on_accepted(response)
         if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
             self.tell()
 

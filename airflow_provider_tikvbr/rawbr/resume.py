@@ -19,7 +19,6 @@ from airflow_provider_tikvbr.rawbr.events import Listener, Note
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
 from airflow_provider_tikvbr.rawbr.pieces import FileWork
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan
-from airflow_provider_tikvbr.rawbr.ranges import FinishedRange
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyCodec, KeyRange, RegionKey
@@ -95,7 +94,8 @@ class RestoreCheckpoint:
         except ValueError:
             # A region that begins at no key of ours: what it holds is restored once more if need be.
             return
-        self._checkpoint.add(FinishedRange(done, (brpb_pb2.File(name=planned.file.name),)))
+        files = [brpb_pb2.File(name=planned.file.name)]
+        self._checkpoint.add(brpb_pb2.BackupResponse(start_key=done.start, end_key=done.end, files=files))
 
     async def begin(self) -> None:
         """Save from now on every half minute."""

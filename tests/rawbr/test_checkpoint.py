@@ -87,6 +87,12 @@ def piece(number: int, *, size: int = 7) -> FinishedRange:
     return FinishedRange(keys, (brpb_pb2.File(name=f"1/{number}.sst", sha256=bytes(32), size=size),))
 
 
+def answer(number: int, *, size: int = 7) -> brpb_pb2.BackupResponse:
+    """The same, as a store tells it."""
+    made = piece(number, size=size)
+    return brpb_pb2.BackupResponse(start_key=made.keys.start, end_key=made.keys.end, files=made.files)
+
+
 async def opened(storage: LocalStorage, **settings: Any) -> Checkpoint:
     settings.setdefault("identity", identity())
     return await Checkpoint.open(storage, directory=DIRECTORY, **settings)
@@ -101,7 +107,7 @@ async def leave(storage: LocalStorage, *numbers: int, **settings: Any) -> None:
     checkpoint = await opened(storage, **settings)
     async with checkpoint.keeping():
         for number in numbers:
-            checkpoint.add(piece(number))
+            checkpoint.add(answer(number))
 
 
 @pytest.mark.parametrize("cipher", [PLAINTEXT, AES])
@@ -113,7 +119,7 @@ async def test_what_was_finished_is_known_to_the_next_try(cipher: Cipher, storag
     ]
     first = await opened(storage, cipher=cipher)
     assert first.resumed
-    first.add(piece(3))
+    first.add(answer(3))
     await first.save()
     # Its own pieces are not news to it.
     assert await all_of(first) == [piece(1), piece(2)]
@@ -153,9 +159,29 @@ async def test_it_is_saved_while_the_job_runs(storage: Stumbling, monkeypatch: p
     checkpoint = await opened(storage)
     async with checkpoint.keeping():
         for number in (1, 2):
-            checkpoint.add(piece(number))
+            checkpoint.add(answer(number))
             await until(lambda number=number: len(names(storage.path)) == 1 + number)  # type: ignore[misc]
     assert await all_of(await opened(storage)) == [piece(1), piece(2)]
+
+
+async def test_a_save_does_not_follow_a_fast_job(storage: Stumbling) -> None:
+    """What comes in while a file is written waits for the next one: no storm of tiny files."""
+    checkpoint = await opened(storage)
+    write, written = storage.write, 0
+
+    async def busy(name: str, data: bytes) -> None:
+        nonlocal written
+        written += 1
+        assert written < 10
+        checkpoint.add(answer(100 + written))
+        await write(name, data)
+
+    storage.write = busy  # type: ignore[method-assign]
+    checkpoint.add(answer(1))
+    await checkpoint.save()
+    assert written == 1
+    await checkpoint.save()
+    assert await all_of(await opened(storage)) == [piece(1), piece(101)]
 
 
 async def test_a_full_file_is_written_at_once(storage: Stumbling, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +189,7 @@ async def test_a_full_file_is_written_at_once(storage: Stumbling, monkeypatch: p
     checkpoint = await opened(storage)
     async with checkpoint.keeping():
         for number in range(4):
-            checkpoint.add(piece(number))
+            checkpoint.add(answer(number))
         await until(lambda: len(names(storage.path)) == 3)
 
 
@@ -221,7 +247,7 @@ async def test_a_job_lets_go_of_what_is_of_no_use(storage: Stumbling) -> None:
     await checkpoint.remember(backup_ts=5)
     await checkpoint.start_over()
     assert (checkpoint.resumed, checkpoint.state, await all_of(checkpoint)) == (False, {}, [])
-    checkpoint.add(piece(2))
+    checkpoint.add(answer(2))
     await checkpoint.save()
     assert await all_of(await opened(storage)) == [piece(2)]
 
@@ -237,7 +263,7 @@ async def test_what_is_remembered(storage: Stumbling) -> None:
 async def test_a_job_that_has_finished_nothing_is_empty(storage: Stumbling) -> None:
     checkpoint = await opened(storage)
     states = [checkpoint.is_empty]
-    checkpoint.add(piece(1))
+    checkpoint.add(answer(1))
     states.append(checkpoint.is_empty)
     await checkpoint.save()
     states += [checkpoint.is_empty, (await opened(storage)).is_empty]
@@ -319,15 +345,15 @@ async def test_another_writer_does_no_harm(storage: Stumbling) -> None:
     zombie = await opened(storage)
     async with zombie.keeping():
         resumed = await opened(storage)
-        zombie.add(piece(1))
-    resumed.add(piece(2))
+        zombie.add(answer(1))
+    resumed.add(answer(2))
     await resumed.save()
     assert await all_of(await opened(storage)) == [piece(1), piece(2)]
     # A try that nobody goes on with is not believed.
     over = await opened(storage, resume=False)
-    zombie.add(piece(3))
+    zombie.add(answer(3))
     await zombie.save()
-    over.add(piece(4))
+    over.add(answer(4))
     await over.save()
     last = await opened(storage)
     assert await all_of(last) == [piece(4)]
@@ -364,14 +390,14 @@ async def test_a_job_outlives_a_checkpoint_that_cannot_be_written(
     checkpoint = await opened(storage, listener=events)
     storage.fails = 10**9
     async with checkpoint.keeping():
-        checkpoint.add(piece(1))
+        checkpoint.add(answer(1))
         calls = storage.calls
         await until(lambda: storage.calls > calls + 3)
         assert len(events.notes) == 1
         storage.fails = 0
         await until(lambda: len(names(storage.path)) == 2)
         storage.fails = 10**9
-        checkpoint.add(piece(2))
+        checkpoint.add(answer(2))
         await until(lambda: len(events.notes) == 2)
     assert all("could not be written, which is tried again: SlowDown" in note for note in events.notes)
     storage.fails = 0
@@ -382,7 +408,7 @@ async def test_a_storage_that_hangs_does_not_keep_a_stopped_job(storage: Stumbli
     events = Events()
     checkpoint = await opened(storage, listener=events)
     async with checkpoint.keeping():
-        checkpoint.add(piece(1))
+        checkpoint.add(answer(1))
         storage.hangs = True
     assert any("within 0.2 s: another try may do 1 pieces again" in note for note in events.notes)
 
@@ -393,7 +419,7 @@ async def test_it_is_saved_when_the_job_is_stopped(storage: Stumbling) -> None:
     async def job() -> None:
         checkpoint = await opened(storage)
         async with checkpoint.keeping():
-            checkpoint.add(piece(1))
+            checkpoint.add(answer(1))
             begun.set()
             await asyncio.sleep(60)
 
@@ -410,7 +436,7 @@ async def test_a_storage_that_keeps_nothing() -> None:
     nowhere = NoopStorage()
     checkpoint = await Checkpoint.open(nowhere, directory=DIRECTORY, identity=identity(), listener=events)
     async with checkpoint.keeping():
-        checkpoint.add(piece(1))
+        checkpoint.add(answer(1))
     await checkpoint.remember(a=1)
     assert [piece async for piece in checkpoint.finished()] == []
     assert not await Checkpoint.exists(nowhere, directory=DIRECTORY)
