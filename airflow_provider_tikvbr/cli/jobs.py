@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -166,6 +167,16 @@ def _logs(output: Output) -> Iterator[_Logs]:
         yield logs
 
 
+class _Threads(ThreadPoolExecutor):
+    """The loop's threads, which are not waited for once a job is stopped: one may hang in a storage or a look-up."""
+
+    stopped = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let them end, and wait for that unless the job is stopped."""
+        super().shutdown(wait and not self.stopped, cancel_futures=cancel_futures or self.stopped)
+
+
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     """Await the work; the first signal to stop cancels it, a second one ends the process.
 
@@ -174,6 +185,8 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     received: list[signal.Signals] = []
+    threads = _Threads()
+    loop.set_default_executor(threads)
 
     def stop(sign: signal.Signals) -> None:
         if received:
@@ -182,6 +195,7 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
                 sys.stderr.flush()
             os._exit(1)
         received.append(sign)
+        threads.stopped = True
         click.echo(f"\n{sign.name}: stopping and putting the cluster back; press ^C again to quit at once", err=True)
         LOGGER.warning("received signal to stop", extra={"fields": {"signal": sign.name}})
         task.cancel()
