@@ -39,6 +39,7 @@ SAVE_INTERVAL_S = 30.0
 PIECES_PER_FILE = 16384
 # A job that is told to stop has about five seconds for everything.
 SAVE_AT_STOP_S = 3.0
+HEAD_AT_STOP_S = 1.0
 # Before the job has begun, and after it has ended, a storage that stumbles is waited for so long, in seconds.
 PATIENCE_S = 30.0
 RETRY_BASE_S = 0.2
@@ -129,7 +130,7 @@ class Checkpoint:
                 )
             made._head = replace(found, writers=(*found.writers, made._writer))
             made.resumed, made.is_first = True, False
-            await settle(made._write_head())
+            await settle(made._write_head(), limit_s=HEAD_AT_STOP_S)
             return made
         made.is_first = found is None and not damaged
         if damaged:
@@ -187,7 +188,7 @@ class Checkpoint:
         :raises TikvBrError: the storage does not let us.
         """
         self._head = replace(self._head, state={**self._head.state, **state})
-        await settle(self._write_head())
+        await settle(self._write_head(), limit_s=HEAD_AT_STOP_S)
 
     async def start_over(self) -> None:
         """Let go of what earlier tries have finished.
@@ -297,7 +298,7 @@ class Checkpoint:
         self._head = new_head(self._identity, self._writer)
         if found is not None:
             self._head = replace(self._head, since_ms=found.since_ms)
-        await settle(self._write_head())
+        await settle(self._write_head(), limit_s=HEAD_AT_STOP_S)
 
     async def _names(self) -> list[str]:
         async def look() -> list[str]:

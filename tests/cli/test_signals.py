@@ -229,6 +229,7 @@ BACKUP = {
     "looking at the stores": lambda: Phase(hung("GET /config"), INT),
     "the hold on GC": lambda: Phase(answered_late(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT), HUP),
     "pausing schedulers": lambda: Phase(answered_late("POST /pd/api/v1/schedulers/*"), INT),
+    "a checkpoint that hangs": lambda: Phase(None, TERM, held=("backup.checkpoint/head.json", LIMIT_S)),
     "running": lambda: Phase(
         Rule(kind=Kind.SILENT, method=methods.BACKUP, messages=2), TERM, "4 of about 8 ranges", hits=2
     ),
