@@ -19,6 +19,7 @@ from airflow_provider_tikvbr.cli.debug import decode, encode, reset_pd_config, v
 from airflow_provider_tikvbr.cli.embedded import demo, embedded
 from airflow_provider_tikvbr.cli.flags import canonical, spellings
 from airflow_provider_tikvbr.cli.raw import backup_raw, checksum, restore_raw
+from airflow_provider_tikvbr.cli.repair import repair
 from airflow_provider_tikvbr.exceptions import InvalidOptionError, JobCancelledError, TikvBrError
 from airflow_provider_tikvbr.secret_text import without_keys
 
@@ -101,6 +102,7 @@ for command in (checksum, decode, encode, reset_pd_config):
     debug.add_command(command)
 backupmeta.add_command(validate)
 tikvbr.add_command(checksum)
+tikvbr.add_command(repair)
 tikvbr.add_command(embedded)
 tikvbr.add_command(demo)
 tikvbr.add_command(debug, "validate")  # its name in older versions of tikv-br

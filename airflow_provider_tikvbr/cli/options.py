@@ -123,6 +123,7 @@ def _storage(*, required: bool) -> Decorator:
                         ' "azure://container/prefix" or "hdfs://host/path".')  # fmt: skip
 
 
+optional_storage_flag = _storage(required=False)
 storage_flags = together(
     switch("-c", "--send-credentials-to-tikv", default=True, hidden=True,
            help="Send the storage's credentials to the stores."),
@@ -191,7 +192,7 @@ ignored_restore_flags = together(
 # What every command takes, as with tikv-br.
 _others = together(storage_flags, job_flags, log_flags, ignored_flags)
 global_flags = together(cluster_flags, _storage(required=True), _others)
-global_flags_without_storage = together(cluster_flags, _storage(required=False), _others)
+global_flags_without_storage = together(cluster_flags, optional_storage_flag, _others)
 
 range_flags = together(
     flag("--start", metavar="KEY", help="First key of the range."),

@@ -22,6 +22,8 @@ from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS
 
+# What the names of backups' services begin with; tikv-br's and TiDB's BR's are the same.
+SERVICE_PREFIX = "br-"
 # How much shorter the pause between two renewals is than the TTL.
 RENEWALS_PER_TTL = 3
 # Least TTL while the backup runs, in seconds, however short the user wants it held: PD may be busy or change its leader.
@@ -62,7 +64,7 @@ class SafepointLease(Lease):
     ) -> None:
         self._running_ttl_s = max(gc_ttl_s, LEAST_TTL_S)
         super().__init__(cluster, renew_s=self._running_ttl_s / RENEWALS_PER_TTL, listener=listener)
-        self.service_id = f"br-{uuid.uuid4()}"
+        self.service_id = f"{SERVICE_PREFIX}{uuid.uuid4()}"
         self.backup_ts = 0
         self._gc_ttl_s = gc_ttl_s
         self._gcttl_from = gcttl_from

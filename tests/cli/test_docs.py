@@ -41,6 +41,7 @@ COMMANDS = {
     "backup raw": "docs/command/backup-raw.md",
     "restore raw": "docs/command/restore-raw.md",
     "checksum": "docs/command/checksum.md",
+    "repair": "docs/command/repair.md",
     "debug decode": "docs/command/debug.md",
     "debug encode": "docs/command/debug.md",
     "debug reset-pd-config-as-default": "docs/command/debug.md",
