@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from airflow_provider_tikvbr.exceptions import (
     BudgetExceededError,
     ChecksumMismatchError,
+    TerminalError,
     TikvBrError,
     TransientError,
 )
@@ -36,6 +37,7 @@ from airflow_provider_tikvbr.rawbr.meta import backup_ts_in, read_meta
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
 from airflow_provider_tikvbr.rawbr.pieces import FileWork, Restorer
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan, borders_of, make_plan, plan_splits
+from airflow_provider_tikvbr.rawbr.probe import holds_data, was_dropped
 from airflow_provider_tikvbr.rawbr.resume import RestoreCheckpoint
 from airflow_provider_tikvbr.rawbr.split import split_and_scatter
 from airflow_provider_tikvbr.rawbr.summary import Checksum, RestoreSummary
@@ -50,7 +52,6 @@ CHECKSUM_STEP = "Raw restore checksum"
 # How long to insist on splitting regions, in seconds without progress: the data fits into larger ones too.
 SPLIT_PATIENCE_S = 60.0
 # Looking for data in the target stops after this many regions: a cluster in use has some in the first ones.
-REGIONS_TO_LOOK_INTO = 64
 
 
 async def restore(
@@ -99,7 +100,13 @@ async def restore(
     async with RestoreCheckpoint.held(
         cluster, meta, plan, options, beside=storage, given=checkpoint_storage, listener=listener
     ) as checkpoint:
-        await _restore(cluster, storage, plan, checkpoint, options, expected, listener)
+        try:
+            await _restore(cluster, storage, plan, checkpoint, options, expected, listener)
+        except TerminalError:
+            # There is nothing to go on with, and other options may be what helps.
+            if checkpoint.is_empty:
+                await checkpoint.remove()
+            raise
     keys = cluster.codec.user_range(plan.keys)
     return RestoreSummary(
         total_ranges=len(plan.files),
@@ -130,6 +137,13 @@ async def _restore(
     expected: Checksum,
     listener: Listener,
 ) -> None:
+    if checkpoint.resumed and await was_dropped(cluster, checkpoint.works):
+        message = (
+            "the target no longer holds what an earlier try has restored, as if the range was emptied meanwhile: all of"
+            " it is restored again"
+        )
+        listener(Note(level="warning", message=message))
+        await checkpoint.start_over()
     if not checkpoint.resumed:
         await _tell_of_data(cluster, plan.keys, listener)
     if checkpoint.left:
@@ -161,22 +175,6 @@ async def _tell_of_data(cluster: Cluster, keys: KeyRange[ApiKey], listener: List
         )
         message = f"the range holds data already: {rule}, the others stay, and a checksum will tell the difference"
         listener(Note(level="warning", message=message))
-
-
-async def holds_data(cluster: Cluster, keys: KeyRange[ApiKey]) -> bool:
-    """Whether one of the first regions of a range holds a pair."""
-    codec = cluster.codec
-    wanted = codec.region_range(keys)
-    for region in await cluster.pd.scan_regions(wanted, REGIONS_TO_LOOK_INTO):
-        part = region.keys.intersect(wanted)
-        if part is None or region.leader is None:
-            continue
-        where = codec.api_range_of_regions(part)
-        client = await cluster.client(region.leader.store_id)
-        version = cluster.api_version
-        if await client.raw_scan(region, region.leader, where, limit=1, key_only=True, api_version=version):
-            return True
-    return False
 
 
 async def _split(

@@ -81,9 +81,24 @@ class RestoreCheckpoint:
         return self._checkpoint is not None and self._checkpoint.resumed
 
     @property
+    def is_empty(self) -> bool:
+        """Whether neither this try nor an earlier one has restored anything, as far as anybody will know."""
+        return self._checkpoint is None or self._checkpoint.is_empty
+
+    @property
     def left(self) -> tuple[FileWork, ...]:
         """The files that are not finished."""
         return tuple(work for work in self.works if work.todo)
+
+    async def start_over(self) -> None:
+        """Let go of what earlier tries have restored.
+
+        :raises TikvBrError: the checkpoint's place does not let us.
+        """
+        if self._checkpoint is None:
+            return
+        await self._checkpoint.start_over()
+        self.works = await _works(None, [work.planned for work in self.works])
 
     def add(self, planned: PlannedFile, keys: KeyRange[RegionKey]) -> None:
         """A part of a file is restored."""

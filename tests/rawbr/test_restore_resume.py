@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import (
+    AuthenticationError,
     BudgetExceededError,
     ChecksumMismatchError,
     InvalidOptionError,
@@ -282,6 +283,56 @@ async def test_a_resumed_file_without_pairs_in_its_rest_is_fine(tmp_path: Path) 
         embedded.faults.fail(methods.IMPORT_DOWNLOAD, response=empty, times=None)
         await job.run(cluster)
         assert job.done == [12, 13]
+
+
+async def test_a_restore_that_is_refused_at_once_leaves_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    async with target(tmp_path) as (embedded, cluster):
+        refuse = embedded.faults.fail(methods.IMPORT_DOWNLOAD, code=grpc.StatusCode.PERMISSION_DENIED, times=None)
+        with pytest.raises(AuthenticationError):
+            await job.run(cluster)
+        assert refuse.hits
+        assert job.files == []
+
+
+# --- a target that was emptied meanwhile ---
+
+
+@pytest.mark.parametrize("golden", [V1_FULL, V2_FULL], ids=str)
+async def test_a_target_that_was_emptied_gets_all_again(golden: Golden, tmp_path: Path) -> None:
+    """Without a checksum nothing else would notice that the first files are gone."""
+    job = Job(tmp_path, golden, elsewhere=True)
+    async with target(tmp_path / "one", golden.api_version, cluster_id=7) as (_, cluster):
+        await job.cancelled_at(cluster, 5)
+    async with target(tmp_path / "two", golden.api_version, cluster_id=7) as (embedded, cluster):
+        await job.run(cluster)
+        assert job.done[0] == 0
+        assert "as if the range was emptied meanwhile: all of it is restored again" in job.notes
+        assert await held(embedded) == expected(golden)
+        assert job.files == []
+
+
+@pytest.mark.parametrize("golden", [V1_FULL, V2_FULL], ids=str)
+async def test_one_empty_file_is_proof_where_nothing_expires(golden: Golden, tmp_path: Path) -> None:
+    job = Job(tmp_path, golden, elsewhere=True)
+    async with target(tmp_path / "one", golden.api_version, cluster_id=7) as (embedded, cluster):
+        await job.cancelled_at(cluster, 5)
+        there = await held(embedded)
+    async with target(tmp_path / "two", golden.api_version, cluster_id=7) as (embedded, cluster):
+        await embedded.put([(UserKey(key), value) for key, value in there[:1]])
+        await job.run(cluster)
+        assert job.done[0] == (0 if golden is V1_FULL else 5)
+
+
+async def test_no_answer_is_no_proof(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    async with target(tmp_path) as (embedded, cluster):
+        await job.cancelled_at(cluster, 5)
+        silent = embedded.faults.fail(methods.KV_RAW_SCAN, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        await job.run(cluster)
+        assert silent.hits
+        assert job.done[0] == 5
+        assert await held(embedded) == expected(V1_FULL)
 
 
 # --- ranges ---
