@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test servers lint types check proto bench clean
+.PHONY: help env demo test chaos standalone servers lint types check proto bench clean
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,19 @@ demo: $(STAMP) ## two embedded clusters, and a V1 -> V2 conversion by a real Air
 
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest
+
+# Runs mostly wait, so that there may be more of them at a time than processors.
+RUNS ?= 1000
+KILLS ?= 200
+SEED ?= 0
+JOBS ?= 3
+
+chaos: $(STAMP) ## RUNS random fault schedules, and KILLS kill -9 at random instants, JOBS at a time, seeds from SEED on
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED) --jobs $(JOBS); found=$$?; \
+	$(BIN)/python -m tests.chaos.kills --kills $(KILLS) --seed $(SEED) --jobs $(JOBS) && exit $$found
+
+standalone: $(STAMP) ## prove in a whole Airflow what only that can prove: about five minutes
+	@$(BIN)/python -m tests.standalone
 
 # What the tests of storages run if it is there: Azurite (by npm) and Hadoop's own jars (by Maven).
 AZURITE := azurite@3.37.0

@@ -32,6 +32,7 @@ from tests.chaos import checks
 from tests.chaos.flaky import FlakyStorage
 from tests.chaos.outcome import Outcome, Side, Tried
 from tests.chaos.schedule import CALM, Schedule
+from tests.chaos.weather import DEATH
 from tests.chaos.world import (
     BUDGET_S,
     Pairs,
@@ -102,6 +103,13 @@ class Run:
 
     def _say(self, what: str) -> None:
         self.outcome.log.append(what)
+
+    def _cover(self, what: str) -> None:
+        """Count what kind of job this is."""
+        world = self.world
+        conversion = f"{world.source.api_version.name} -> {world.target.api_version.name}"
+        secrecy = "plain" if world.backup.cipher.is_plain else "encrypted"
+        self.outcome.counts[f"job: {what} {conversion}, {secrecy}"] += 1
 
     def _loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         text = repr(context)
@@ -269,6 +277,7 @@ class Run:
         :param end: errors that end it too.
         """
         tried: Tried | None = None
+        self._cover(what)
         for number in range(TRIES):
             rng = rng_of(self._seed, f"{what} {number}")
             calm = not self._faults or number == TRIES - 1
@@ -381,7 +390,7 @@ class Run:
             if not storage_failed and not tried.schedule.excuses(tried.value):
                 self.outcome.find(f"{what}: it failed although nothing stood in its way for good: {tried}")
         for store in side.cluster.topology.stores.values():
-            if store.death:
+            if store.death and store.death != DEATH:
                 self.outcome.find(f"{what}: store {store.id} died: {store.death}")
                 store.death = ""
         self._check_leases(what, side, tried)

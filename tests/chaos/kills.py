@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
+import itertools
 import multiprocessing
 import multiprocessing.context
 import os
@@ -13,8 +15,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +46,11 @@ def start_zygote() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.faces"])
     return context
+
+
+@functools.cache
+def _own_zygote() -> multiprocessing.context.ForkServerContext:
+    return start_zygote()
 
 
 class KillRun(Run):
@@ -126,6 +134,7 @@ class KillRun(Run):
     async def _tries(self, what: str, side: Side, options: dict[str, str], after: Callable[[Tried], None]) -> bool:
         rng = rng_of(self._seed, f"{what} {self._face} kills")
         kills = rng.randrange(1, MOST_KILLS + 1)
+        self._cover(f"{self._face} {what}")
         for number in range(1, kills + 2):
             tried = self._judged(what, await self._one(what, side, options, rng, number, kill=number <= kills))
             self.outcome.counts[f"{self._face} {what}: {tried.kind}"] += 1
@@ -158,18 +167,17 @@ class KillRun(Run):
             if kill:
                 await _until(lambda: first.hits > 0 or not process.is_alive())
                 await _until_over(process, rng.random() * rng.choice([0.05, 0.3, 1.0]))
-                if process.is_alive() and process.pid is not None:
-                    os.kill(process.pid, signal.SIGKILL)
-                    kind = "killed"
-                    self.kills += 1
+                process.kill()
             await _until_over(process, LIMIT_S)
             if process.is_alive():
                 kind = "stuck"
                 process.kill()
             await asyncio.to_thread(process.join)
-            if process.exitcode == -signal.SIGKILL and kind == "ok":
-                kind = "stuck"
-            elif process.exitcode and kind == "ok":
+            if kind == "ok" and process.exitcode == -signal.SIGKILL:
+                # It may also have ended by itself right before.
+                kind = "killed" if kill else "stuck"
+                self.kills += kill
+            elif kind == "ok" and process.exitcode:
                 kind = "error"
         finally:
             faults.clear()
@@ -218,13 +226,14 @@ async def _until_over(process: BaseProcess, limit_s: float) -> None:
 
 
 def run_kills(
-    seed: int, root: Path, face: str, context: multiprocessing.context.ForkServerContext
+    seed: int, root: Path, face: str, context: multiprocessing.context.ForkServerContext | None = None
 ) -> tuple[Outcome, int]:
     """Run one seed with one face.
 
+    :param context: made by :func:`start_zygote`; by default this process has one of its own.
     :return: what it has shown, and how many kills there were.
     """
-    run = KillRun(seed, root, face, context)
+    run = KillRun(seed, root, face, context or _own_zygote())
     with quiet():
         outcome = asyncio.run(run.run())
     outcome.memory_bytes = checks.resident_bytes()
@@ -239,6 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how many at least (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
     parser.add_argument("--face", choices=FACES, help="only this one")
     parser.add_argument("--log", type=Path, help="file for the whole story of every run")
     args = parser.parse_args()
@@ -247,20 +257,31 @@ def main() -> int:
     started = time.monotonic()
     outcomes: list[Outcome] = []
     kills: Counter[str] = Counter()
-    context = start_zygote()
+    took: defaultdict[str, float] = defaultdict(float)
+    running: dict[Future[tuple[Outcome, int]], str] = {}
+    seeds = itertools.count(args.seed)
     try:
-        seed = args.seed
-        while sum(kills.values()) < args.kills:
-            face = args.face or FACES[seed % len(FACES)]
-            outcome, number = run_kills(seed, root, face, context)
-            kills[face] += number
-            outcomes.append(outcome)
-            tell(outcome, args.log)
-            seed += 1
+        with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            while True:
+                while len(running) < args.jobs and sum(kills.values()) < args.kills:
+                    seed = next(seeds)
+                    face = args.face or FACES[seed % len(FACES)]
+                    running[pool.submit(run_kills, seed, root, face)] = face
+                if not running:
+                    break
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    face = running.pop(done)
+                    outcome, number = done.result()
+                    kills[face] += number
+                    took[face] += outcome.took_s
+                    outcomes.append(outcome)
+                    tell(outcome, args.log)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     code = sum_up(outcomes, time.monotonic() - started)
-    say(f"{sum(kills.values())} kills: {dict(kills)}")
+    for face, number in sorted(kills.items()):
+        say(f"{number} kills of a {face}, in runs that took {took[face]:.0f} s in all")
+    say(f"{sum(kills.values())} kills, seeds {args.seed} to {next(seeds) - 1}")
     return code
 
 

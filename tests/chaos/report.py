@@ -8,6 +8,15 @@ from pathlib import Path
 
 from tests.chaos.outcome import Outcome
 
+ENDS = {
+    "ok": "succeeded",
+    "error": "failed and said why",
+    "cancelled": "were cancelled",
+    "killed": "were killed",
+    "stuck": "did not end",
+}
+STRIKES = {"fault": "faults of TiKV and PD", "our storage": "faults of our storage", "weather": "weather"}
+
 
 def say(line: str) -> None:
     """Write a line at once."""
@@ -38,6 +47,16 @@ def sum_up(outcomes: list[Outcome], took_s: float) -> int:
     width = max(map(len, counts), default=0)
     for name, number in sorted(counts.items()):
         say(f"{name:<{width}}  {number}")
+    ends: Counter[str] = Counter()
+    struck: Counter[str] = Counter()
+    for name, number in counts.items():
+        theme, _, rest = name.partition(": ")
+        if theme.endswith(("backup", "checksum", "restore")) and rest in ENDS:
+            ends[rest] += number
+        elif theme in STRIKES and not rest.endswith("refused"):
+            struck[theme] += number
+    say(f"{sum(ends.values())} tries: {', '.join(f'{n} {ENDS[end]}' for end, n in ends.most_common())}")
+    say(f"struck: {', '.join(f'{n} by {STRIKES[theme]}' for theme, n in struck.most_common())}")
     bad = [outcome.seed for outcome in outcomes if outcome.findings]
     slowest = max(outcomes, key=lambda o: o.took_s, default=None)
     say(

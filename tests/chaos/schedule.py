@@ -28,7 +28,7 @@ from airflow_provider_tikvbr.exceptions import (
 )
 from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.proto.methods import Method
-from tests.chaos.weather import KINDS, Weather
+from tests.chaos.weather import GONE, KINDS, Weather
 
 Errors = tuple[type[TikvBrError], ...]
 PASSING_CODES = ("UNAVAILABLE",) * 4 + (
@@ -136,9 +136,13 @@ class Schedule:
             # So that there is something going on for as long as the schedule lasts.
             faults.append(artist.burden())
         weather = tuple(k for k in KINDS if rng.random() < 0.3) if rng.random() < 0.5 or not faults else ()
+        seed = rng.getrandbits(32)
+        # Beside the stream of chance of all else.
+        if random.Random(seed).random() < 0.2 and _can_lose_a_store(what, cluster):
+            weather = (*weather, GONE)
         return cls(
             lasts_s=lasts_s,
-            seed=rng.getrandbits(32),
+            seed=seed,
             faults=faults,
             weather=weather,
             pace_s=rng.choice([0.01, 0.03, 0.1, 0.3]),
@@ -184,6 +188,15 @@ class Schedule:
 
 
 CALM = Schedule()
+
+
+def _can_lose_a_store(what: str, cluster: EmbeddedCluster) -> bool:
+    """Whether all data are still there without any one store, and writes have somewhere to go."""
+    topology = cluster.topology
+    replicas = min(len(region.peers) for region in topology.regions)
+    # PD replaces the peers where there is a store for them; until then nothing can be ingested.
+    enough = what != "restore" or len(topology.stores) > replicas
+    return replicas >= 3 and enough and all(s.running for s in topology.stores.values())
 
 
 class _Artist:

@@ -9,10 +9,13 @@ from collections import Counter
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.tikv.keys import UserKey
 
+#: What may happen to any cluster; ``gone`` is left to those that can do without a store.
 KINDS = ("leader", "shuffle", "split", "merge", "move", "scatter", "store", "pd leader", "pd member")
 # A port that was given back may be busy for a moment.
 PORT_TRIES = 50
 PORT_PAUSE_S = 0.1
+GONE = "gone"
+DEATH = "its machine is lost"
 
 
 class Weather:
@@ -91,6 +94,8 @@ class Weather:
             cluster.scatter()
         elif kind == "store":
             await self._store(running)
+        elif kind == GONE:
+            await self._lose()
         elif kind == "pd leader":
             await self._elect()
         else:
@@ -134,6 +139,14 @@ class Weather:
                 await asyncio.sleep(PORT_PAUSE_S)
             else:
                 return
+
+    async def _lose(self) -> None:
+        """Lose a store for good, but one only, and none whose regions would lose their majority."""
+        topology = self._cluster.topology
+        found = [s.id for s in topology.stores.values() if s.running]
+        if self._down or len(found) < len(topology.stores):
+            raise ValueError("a store is down already")
+        await self._cluster.kill_store(self._rng.choice(found), DEATH)
 
     async def _elect(self) -> None:
         members = [at for at in range(len(self._cluster.pd.members)) if at not in self._down_pd]

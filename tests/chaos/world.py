@@ -404,6 +404,8 @@ async def start_cluster(shape: Shape, directory: Path, rng: random.Random) -> tu
         version=shape.version,
         split_keys=shape.split_keys,
         keyspaces={"other": KEYSPACES[1]} if shape.api_version is ApiVersion.V2 else None,
+        # So that it gives the peers of a store that is gone to another one soon, if there is one.
+        max_store_down_s=rng.choice([0.2, 0.5]) if shape.stores > shape.replicas else None,
         clock=clock,
     )
     await cluster.start()
