@@ -274,3 +274,55 @@ def test_a_signal_stops_a_job_and_the_same_command_goes_on(
     place.cluster.faults.clear()
     assert at.said in goes_on(place, what)
     assert_done(place, what)
+
+
+@pytest.mark.parametrize("place", ["backup", "restore"], indirect=True)
+def test_a_job_ends_though_nobody_answers_any_more(place: Place, request: pytest.FixtureRequest) -> None:
+    what = request.node.callspec.params["place"]
+    at: Phase = {"backup": BACKUP["running"], "restore": RESTORE["ingest"]}[what]()
+    assert at.rule is not None
+    rule = place.cluster.faults.add(at.rule)
+    with ending(process := place.start(what)):
+        wait_for(lambda: rule.hits >= at.hits, process)
+        place.cluster.faults.add(hung("*"))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=STOP_S + GRACE_S)
+    assert process.returncode == 1
+    assert f"Raw {what} failed summary" in out
+    assert err.endswith("Error: SIGTERM stopped the job before it was complete\n")
+    assert "could not end the pause of PD's schedulers; it ends by itself after five minutes: " in err
+    own = "the GC safepoint of the backup" if what == "backup" else "import mode"
+    assert f"could not end {own}; " in err
+    assert not place.is_locked()
+
+    place.cluster.faults.clear()
+    assert at.said in goes_on(place, what)
+    assert_done(place, what)
+
+
+@pytest.mark.parametrize("place", ["restore"], indirect=True)
+def test_a_second_signal_quits_at_once_and_the_rest_is_repaired(place: Place) -> None:
+    # Each store is told once to go into import mode, and never told to leave it.
+    undo = place.cluster.faults.add(hung(methods.IMPORT_SWITCH_MODE, after=2))
+    rule = place.cluster.faults.add(hung(methods.IMPORT_MULTI_INGEST, after=3))
+    with ending(process := place.start("restore")):
+        wait_for(lambda: rule.hits >= 5, process)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: undo.hits >= 2, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=GRACE_S)
+    assert process.returncode == 1
+    assert out == ""
+    assert "SIGINT: stopping and putting the cluster back; press ^C again to quit at once" in err
+    assert "Error" not in err
+    assert place.state()["import mode"] == [1, 2]
+
+    place.cluster.faults.clear()
+    repair = [sys.executable, "-m", "airflow_provider_tikvbr.cli.main", "repair", "-u", place.cluster.pd_address]
+    done = subprocess.run([*repair, "-s", str(place.backup)], capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("everything is put right\n")
+    assert place.state() == UNCHANGED
+    assert not place.is_locked()
+    goes_on(place, "restore")
+    assert_done(place, "restore")
