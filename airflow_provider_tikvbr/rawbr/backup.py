@@ -27,7 +27,7 @@ from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
 from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
-from airflow_provider_tikvbr.rawbr.files import read_file, verify_files
+from airflow_provider_tikvbr.rawbr.files import REMEDY, read_file, verify_files
 from airflow_provider_tikvbr.rawbr.gates import (
     check_can_checksum,
     check_can_convert,
@@ -431,10 +431,9 @@ async def _finished_files(storage: Storage, coverage: Coverage, options: BackupO
             for file in doubtful_files(files[:1], coverage):
                 await read_file(storage, file, options.cipher)
         except BackupFileError as err:
-            raise BackupFileError(
-                f"{err}; the stores wrote it, so check that {storage.display_url} is one place that they all share",
-                file=err.file,
-            ) from err
+            what, place = err.message.removesuffix(REMEDY), storage.display_url
+            message = f"{what}; the stores wrote it, so check that {place} is one place that they all share"
+            raise BackupFileError(message, file=err.file) from err
     return files
 
 

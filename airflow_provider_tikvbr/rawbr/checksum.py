@@ -21,7 +21,7 @@ from airflow_provider_tikvbr.exceptions import (
 from airflow_provider_tikvbr.rawbr.coverage import PROGRESS_INTERVAL_S, Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, Progress, ignore
 from airflow_provider_tikvbr.rawbr.expected import expected_checksum
-from airflow_provider_tikvbr.rawbr.files import check_files
+from airflow_provider_tikvbr.rawbr.files import verify_files
 from airflow_provider_tikvbr.rawbr.gates import check_can_checksum
 from airflow_provider_tikvbr.rawbr.meta import backup_range, read_meta
 from airflow_provider_tikvbr.rawbr.options import (
@@ -30,6 +30,7 @@ from airflow_provider_tikvbr.rawbr.options import (
     BackupOptions,
     ChecksumOptions,
     Compression,
+    VerifyFiles,
 )
 from airflow_provider_tikvbr.rawbr.plan import wanted_range
 from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
@@ -94,7 +95,7 @@ async def verify_backup(
         )
     codec = cluster.codec if version is cluster.api_version else KeyCodec(version)
     keys = wanted_range(backup_range(meta), codec, options.keys or EVERYTHING)
-    await check_files(storage, meta.files)
+    await verify_files(storage, meta.files, VerifyFiles.SIZE, budget_s=options.budget_s, listener=listener)
     expected = await expected_checksum(storage, meta, keys, options.cipher)
     live = await live_checksum(
         cluster,

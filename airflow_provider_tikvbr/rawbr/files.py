@@ -1,7 +1,8 @@
 """The files of a backup: that they are all there, and that they are what the stores wrote.
 
-TiKV itself never compares a file with what backupmeta says of it (``components/sst_importer/src/sst_importer.rs``), so a
-damaged one would be met in the middle of a restore, or not at all: it is looked for before anything is changed.
+TiKV compares the size and the checksums inside a file when it downloads it (``components/sst_importer/src/sst_importer.rs``),
+and never its digest: a damaged file would be met in the middle of a restore, and another backup's not at all. So they are
+looked for before anything is changed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class _Damage:
 
 
 NOT_WRITTEN = "is not the file that was written"
+REMEDY = "; put back what is wrong from a copy of the backup, or use another backup"
 
 
 def file_range(file: brpb_pb2.File) -> KeyRange[ApiKey]:
@@ -146,7 +148,7 @@ def _damaged(storage: Storage, damages: Sequence[_Damage], *, of: int) -> Backup
         text += f" and {len(damages) - NAMED} more"
     if len(damages) > 1:
         text = f"{len(damages)} of {of} files are wrong: {text}"
-    return BackupFileError(f"the backup in {storage.display_url} is damaged: {text}", file=damages[0].file)
+    return BackupFileError(f"the backup in {storage.display_url} is damaged: {text}{REMEDY}", file=damages[0].file)
 
 
 def _backoff(budget_s: float) -> Backoff:

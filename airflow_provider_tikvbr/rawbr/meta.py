@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from airflow_provider_tikvbr import __version__
 from airflow_provider_tikvbr.exceptions import (
@@ -26,8 +26,8 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.files import read_member
-from airflow_provider_tikvbr.rawbr.meta_bytes import FILES_AT_ONCE, dump_meta, parse_meta
+from airflow_provider_tikvbr.rawbr.files import REMEDY, read_member
+from airflow_provider_tikvbr.rawbr.meta_bytes import FILES_AT_ONCE, dump_meta, foreign_field, parse_meta
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
@@ -154,15 +154,24 @@ async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.Ba
     meta = await asyncio.to_thread(_decrypted, data, cipher)
     if meta is None:
         raise BackupInvalidError(_unreadable(storage, data, cipher))
-    if not meta.is_raw_kv:
+    if not meta.is_raw_kv and meta.br_version:
         raise BackupInvalidError(
             f"the backup in {storage.display_url} holds transactional data, not raw data: restore it with TiDB's br"
         )
+    if not meta.is_raw_kv:
+        # The fields come in order, and every writer ends with its version.
+        raise _unusable(storage, "its end is missing")
     if meta.HasField("file_index"):
-        meta.files.extend((await _resolve(storage, cipher, meta.file_index)).data_files)
+        found = await _resolve(storage, cipher, meta.file_index)
+        if found.raw_ranges or found.ddls:
+            raise _unusable(storage, "its index of files lists other things")
+        meta.files.extend(found.data_files)
         meta.ClearField("file_index")
     if meta.HasField("raw_range_index"):
-        meta.raw_ranges.extend((await _resolve(storage, cipher, meta.raw_range_index)).raw_ranges)
+        found = await _resolve(storage, cipher, meta.raw_range_index)
+        if found.data_files or found.ddls:
+            raise _unusable(storage, "its index of key ranges lists other things")
+        meta.raw_ranges.extend(found.raw_ranges)
         meta.ClearField("raw_range_index")
     meta.version = 0
     await asyncio.to_thread(_check, storage, meta)
@@ -193,18 +202,23 @@ def _unreadable(storage: Storage, data: bytes, cipher: Cipher) -> str:
     where = f"the {META_NAME} in {storage.display_url}"
     if cipher.is_plain:
         return (
-            f"{where} cannot be read: it is damaged, or encrypted; give the cipher and key of the backup if it has any"
+            f"{where} cannot be read: it is damaged, or encrypted; give the cipher and key of the backup if it has any,"
+            " or else put it back from a copy of the backup"
         )
     if _decrypted(data, PLAINTEXT) is not None:
         return f"{where} is not encrypted: leave the cipher and key out"
-    return f"{where} cannot be read with this key: check that cipher and key are those of the backup"
+    return (
+        f"{where} cannot be read with this key: check that cipher and key are those of the backup; if they are, it is"
+        " damaged"
+    )
 
 
 async def _resolve(storage: Storage, cipher: Cipher, index: brpb_pb2.MetaFile, depth: int = 0) -> brpb_pb2.MetaFile:
     """One meta file that holds what the index and all files below it list."""
     if depth > MAX_INDEX_DEPTH:
-        raise BackupInvalidError(f"the backup in {storage.display_url} is damaged: its file index has no end")
-    found = brpb_pb2.MetaFile(data_files=index.data_files, raw_ranges=index.raw_ranges)
+        raise _unusable(storage, "its file index has no end")
+    _check_fields(storage, [index, *index.meta_files])
+    found = brpb_pb2.MetaFile(data_files=index.data_files, raw_ranges=index.raw_ranges, ddls=index.ddls)
     for file in index.meta_files:
         # Unlike an SST's, this digest is that of the decrypted bytes.
         plain = cipher.decrypt(await read_member(storage, file.name), file.cipher_iv)
@@ -214,26 +228,36 @@ async def _resolve(storage: Storage, cipher: Cipher, index: brpb_pb2.MetaFile, d
             below = brpb_pb2.MetaFile.FromString(plain)
         except DecodeError:
             raise BackupFileError(
-                f"{file.name} of the backup in {storage.display_url} is damaged, or was encrypted with another key",
+                f"{file.name} of the backup in {storage.display_url} is damaged, or was encrypted with another key{REMEDY}",
                 file=file.name,
             ) from None
         found.MergeFrom(await _resolve(storage, cipher, below, depth + 1))
     return found
 
 
+def _unusable(storage: Storage, why: str, *, file: str | None = None) -> BackupInvalidError:
+    message = f"the {META_NAME} in {storage.display_url} cannot be used: {why}{REMEDY}"
+    return BackupInvalidError(message) if file is None else BackupFileError(message, file=file)
+
+
+def _check_fields(storage: Storage, messages: Iterable[Message]) -> None:
+    if (number := foreign_field(messages)) is not None:
+        raise _unusable(storage, f"it is damaged, or newer than this program: nobody knows its field {number}")
+
+
 def _check(storage: Storage, meta: brpb_pb2.BackupMeta) -> None:
     """What restore and checksum rely on."""
-    damaged = f"the {META_NAME} in {storage.display_url} cannot be used: "
     if int(meta.api_version) not in set(map(int, ApiVersion)):
-        raise BackupInvalidError(f"{damaged}API version {meta.api_version} is not known")
+        raise _unusable(storage, f"API version {meta.api_version} is not known")
     if len(meta.raw_ranges) != 1:
-        raise BackupInvalidError(f"{damaged}it has {len(meta.raw_ranges)} key ranges instead of one")
+        raise _unusable(storage, f"it has {len(meta.raw_ranges)} key ranges instead of one")
+    _check_fields(storage, [meta, *meta.raw_ranges, *meta.files])
     seen: set[str] = set()
     for file in meta.files:
         try:
             check_name(file.name)
         except StorageError as error:
-            raise BackupFileError(f"{damaged}{error}", file=file.name) from None
+            raise _unusable(storage, str(error), file=file.name) from None
         if file.name in seen:
-            raise BackupFileError(f"{damaged}it lists {file.name} twice", file=file.name)
+            raise _unusable(storage, f"it lists {file.name} twice", file=file.name)
         seen.add(file.name)

@@ -24,6 +24,7 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.rawbr.download import Downloader, Fetch
+from airflow_provider_tikvbr.rawbr.files import REMEDY
 from airflow_provider_tikvbr.rawbr.ingest import Ingester
 from airflow_provider_tikvbr.rawbr.leftover import gave_up
 from airflow_provider_tikvbr.rawbr.parking import PD, Cause, Outage, Parked, Parking, region_cause, store_cause
@@ -302,7 +303,7 @@ class Restorer:
         if not work.left and not work.found and not work.resumed and work.planned.whole and file.total_kvs:
             raise BackupFileError(
                 f"file {file.name} holds {file.total_kvs} pairs, but none of them in the key range that the backup "
-                "gives for it",
+                f"gives for it: the backup is damaged{REMEDY}",
                 file=file.name,
             )
         self._on_part(work.planned, piece.keys)

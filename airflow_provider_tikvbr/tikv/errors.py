@@ -124,6 +124,19 @@ BAD_FILE_TEXTS: Final = (
     "corruption: bad table magic number",
 )
 
+# A storage refuses whoever asks; the texts are those of AWS, Google, Azure and their SDKs.
+REFUSED_TEXTS: Final = (
+    "accessdenied",
+    "access denied",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "invalidtoken",
+    "forbidden",
+    "credentialsnotloaded",
+    "couldn't find aws credentials",
+)
+
 PD_ERRORS: Final[Mapping[int, type[TikvBrError]]] = {
     pdpb_pb2.OK: ProtocolError,
     pdpb_pb2.UNKNOWN: PDUnavailableError,
@@ -271,7 +284,8 @@ def from_download_error(
 ) -> TikvBrError:
     """Classify the ``error.message`` of a Download.
 
-    A file that is missing, cut short, damaged or enciphered with another key stays so; all the rest may pass.
+    A file that is missing, cut short, damaged or enciphered with another key stays so, and so do wrong credentials; all
+    the rest may pass.
 
     :param text: what the store answered.
     :param file: name of the file in the backup.
@@ -282,7 +296,11 @@ def from_download_error(
     message = f"{server_name(address, store_id)} could not fetch the backup file {file}: {one_line(text)}"
     low = text.lower()
     if any(mark in low for mark in BAD_FILE_TEXTS):
-        return BackupFileError(message, **fields)
+        remedy = "put back what is wrong from a copy of the backup, or use another backup"
+        return BackupFileError(f"{message}: it is missing, damaged or not the backup's; {remedy}", **fields)
+    if any(mark in low for mark in REFUSED_TEXTS):
+        del fields["file"]
+        return AuthenticationError(f"{message}: the storage refuses the store, so check its credentials", **fields)
     return DownloadFailedError(message, **fields)
 
 

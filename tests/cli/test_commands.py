@@ -394,7 +394,7 @@ BACKUP, RESTORE, CHECKSUM = ("backup", "raw"), ("restore", "raw"), ("checksum",)
         (RESTORE, "v1", "new", "", r"there is no backup in \S+/new: it has no backupmeta; check the storage URL"),
         (RESTORE, "v1", "damaged", "", r"the backupmeta in \S+/damaged cannot be read: it is damaged, or encrypted; .*"),
         (RESTORE, "v1", "encrypted", "", r"the backupmeta in \S+/encrypted cannot be read: .*"),
-        (RESTORE, "v1", "incomplete", "", r"the backup in \S+/incomplete is damaged: \S+\.sst is missing"),
+        (RESTORE, "v1", "incomplete", "", r"the backup in \S+/incomplete is damaged: \S+\.sst is missing; put back .*"),
         (RESTORE, "v1", "v1", "--start 00", r"the range \[00, .*\) is not inside the backup's range .*"),
         (RESTORE, "v2", "v1", "", r"the backup has API version V1 and the cluster has V2: .* --dst-api-version=v2"),
         (CHECKSUM, "v1", "new", "", r"there is no backup in \S+/new: .*"),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.exceptions import BackupFileError
-from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.proto import brpb_pb2, methods
 from airflow_provider_tikvbr.rawbr.checksum import verify_backup
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta, write_meta
-from airflow_provider_tikvbr.rawbr.options import checksum_options, restore_options
+from airflow_provider_tikvbr.rawbr.options import VerifyFiles, checksum_options, restore_options
 from airflow_provider_tikvbr.rawbr.restore import restore
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.cipher import Cipher, new_iv
@@ -96,19 +96,71 @@ async def test_it_restores_and_compares_like_the_list(golden: Golden, levels: in
         assert summary.checksum == source_checksum(golden)
 
 
+def gone(place: Path, names: list[str], at: int) -> None:
+    (place / names[at]).unlink()
+
+
+def cut(place: Path, names: list[str], at: int) -> None:
+    path = place / names[at]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(place: Path, names: list[str], at: int) -> None:
+    (place / names[at]).write_bytes(b"")
+
+
+def flipped(place: Path, names: list[str], at: int) -> None:
+    path = place / names[at]
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1 << 3
+    path.write_bytes(data)
+
+
+def swapped(place: Path, names: list[str], at: int) -> None:
+    one, other = place / names[at], place / names[at - 1]
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+# Of an index of three levels: a leaf, the top of the files' index, the file of the range.
+LEAF, TOP, RANGE = 0, -2, -1
+CHANGES = (
+    methods.KV_SPLIT_REGION,
+    methods.IMPORT_SWITCH_MODE,
+    methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT,
+    methods.IMPORT_DOWNLOAD,
+    methods.IMPORT_MULTI_INGEST,
+)
+
+
+@pytest.mark.parametrize("at", [LEAF, TOP, RANGE], ids=["leaf", "top", "range"])
+@pytest.mark.parametrize("damage", [gone, cut, emptied, flipped, swapped])
 @pytest.mark.parametrize("golden", GOLDEN[:2], ids=str)
-async def test_a_damaged_leaf_is_found_before_anything_changes(golden: Golden, tmp_path: Path) -> None:
+async def test_a_damaged_index_is_found_before_anything_changes(
+    golden: Golden, damage: Callable[[Path, list[str], int], None], at: int, tmp_path: Path
+) -> None:
     place = tmp_path / "place"
     names = await as_index(golden, place, 3)
-    leaf = place / names[0]
-    leaf.write_bytes(leaf.read_bytes()[:-1])
+    damage(place, names, at)
+    if damage is swapped:
+        # What is read first of the two.
+        at = {LEAF: LEAF, TOP: TOP, RANGE: TOP}[at]
+    what = (
+        "is missing" if damage is gone else "of the backup in local:///.* is damaged, or was encrypted with another key"
+    )
     async with EmbeddedCluster(data_dir=tmp_path / "data", stores=1) as embedded:
+        changes = [embedded.faults.fail(method, times=None) for method in CHANGES]
         async with (
             open_storage(f"local://{place}") as storage,
             await Cluster.connect(ClusterOptions(pd=embedded.pd_addresses)) as cluster,
         ):
-            with pytest.raises(BackupFileError, match=rf"{names[0]} of the backup in local:///.* is damaged") as caught:
-                await restore(cluster, storage, restore_options(**golden.crypter))
+            for depth in VerifyFiles:
+                with pytest.raises(BackupFileError, match=rf"{names[at]} {what}.*; put back what is wrong") as caught:
+                    await restore(cluster, storage, restore_options(verify_files=depth, **golden.crypter))
+                assert caught.value.file == names[at]
+            with pytest.raises(BackupFileError, match=f"{names[at]} {what}"):
+                await verify_backup(cluster, storage, checksum_options(**golden.crypter))
+        assert not any(rule.hits for rule in changes)
         assert not await embedded.pairs()
         assert len(embedded.topology.regions) == 1
-    assert caught.value.file == names[0]

@@ -27,11 +27,13 @@ async def test_missing_and_wrong_files_are_named(storage: Storage) -> None:
     files = [brpb_pb2.File(name="1/a.sst", size=1), brpb_pb2.File(name="2/b.sst", size=2)]
     await check_files(storage, files)
     await storage.write("2/b.sst", b"333")
-    with pytest.raises(BackupFileError, match=r"damaged: 2/b\.sst has 3 bytes instead of 2$") as caught:
+    with pytest.raises(
+        BackupFileError, match=r"damaged: 2/b\.sst has 3 bytes instead of 2; put back what is wrong"
+    ) as caught:
         await check_files(storage, files)
     assert caught.value.file == "2/b.sst"
     await storage.delete("1/a.sst")
-    says = r"damaged: 2 of 2 files are wrong: 1/a.sst is missing, 2/b.sst has 3 bytes instead of 2$"
+    says = r"damaged: 2 of 2 files are wrong: 1/a.sst is missing, 2/b.sst has 3 bytes instead of 2; put back what"
     with pytest.raises(BackupFileError, match=says) as caught:
         await check_files(storage, files)
     assert caught.value.file == "1/a.sst"
