@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.files import file_range
 from airflow_provider_tikvbr.rawbr.plan import show_range
 from airflow_provider_tikvbr.secret_text import hide
-from airflow_provider_tikvbr.tikv.errors import from_region_error, one_line, server_name
+from airflow_provider_tikvbr.tikv.errors import REFUSED_TEXTS, from_region_error, one_line, server_name
 from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.model import Store
 from airflow_provider_tikvbr.tikv.redaction import show_answer
@@ -58,17 +58,6 @@ PASSING_TEXTS = (
     "internalerror",
     "temporarily unavailable",
     "bad gateway",
-)
-REFUSED_TEXTS = (
-    "accessdenied",
-    "access denied",
-    "invalidaccesskeyid",
-    "signaturedoesnotmatch",
-    "expiredtoken",
-    "invalidtoken",
-    "forbidden",
-    "credentialsnotloaded",
-    "couldn't find aws credentials",
 )
 FLUSH_TEXT = "fail to flush causal ts"
 EXISTING_FILE = re.compile(r"\[([^\[\]]+)\] is already exists in ")

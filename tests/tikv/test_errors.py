@@ -303,6 +303,13 @@ def test_download_failures_that_may_pass() -> None:
     assert type(error) is e.DownloadFailedError
 
 
+@pytest.mark.parametrize("text", ["AccessDenied", "InvalidAccessKeyId", "403 Forbidden", "CredentialsNotLoaded"])
+def test_a_store_that_the_storage_refuses_is_not_asked_for_ever(text: str) -> None:
+    error = errors.from_download_error(f"Cannot read s3://b/p: {text}", file="x", store_id=1, address="a:1")
+    assert type(error) is e.AuthenticationError
+    assert "check its credentials" in str(error)
+
+
 def test_what_a_store_quotes_of_its_credentials_is_hidden() -> None:
     azure = brpb_pb2.AzureBlobStorage(shared_key="c2hhcmVkIGtleQ==", access_sig="sv=1&sig=ca%2Fnary%3D&se=2")
     azure.encryption_key.encryption_key = "Y3VzdG9tZXIga2V5"
