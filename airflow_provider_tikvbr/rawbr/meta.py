@@ -41,6 +41,9 @@ RAW_CF = "default"
 PATIENCE_S = 120.0
 RETRY_BASE_S = 0.2
 RETRY_CAP_S = 5.0
+# A job that is told to stop has about five seconds; most of them go to the cluster.
+WRITE_AT_STOP_S = 1.0
+WITHDRAW_S = 1.0
 
 # Deeper than any writer goes: one level holds a hundred million files.
 MAX_INDEX_DEPTH = 8
@@ -111,7 +114,7 @@ async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher
 async def _create(storage: Storage, data: bytes) -> None:
     try:
         # Not left half-way when cancelled: it could appear after somebody looked for it.
-        created = await settle(storage.create(META_NAME, data))
+        created = await settle(storage.create(META_NAME, data), limit_s=WRITE_AT_STOP_S)
     except TransientError:
         # The answer may be lost, not the file.
         if not await storage.exists(META_NAME):
@@ -123,11 +126,16 @@ async def _create(storage: Storage, data: bytes) -> None:
 
 
 async def withdraw_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
-    """Undo :func:`write_meta`, as far as the storage lets us; another backup stays."""
-    with suppress(TikvBrError):
+    """Undo :func:`write_meta`, as far as the storage lets us and soon; another backup stays."""
+
+    async def withdraw() -> None:
         data = await storage.read(META_NAME)
         if await asyncio.to_thread(lambda: _decrypted(data, cipher) == meta):
             await storage.delete(META_NAME)
+
+    # What is not withdrawn is no harm: another try takes it for done, and does what is left to do.
+    with suppress(TikvBrError, asyncio.TimeoutError):
+        await asyncio.wait_for(withdraw(), WITHDRAW_S)
 
 
 def backup_exists(storage: Storage) -> BackupExistsError:
