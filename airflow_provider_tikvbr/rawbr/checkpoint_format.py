@@ -114,12 +114,13 @@ def _digest(salt: str, name: str, value: str) -> str:
     ).hexdigest()
 
 
-def pack(pieces: list[brpb_pb2.BackupResponse], cipher: Cipher) -> bytes:
-    """A file of pieces: magic, then, encrypted as a whole, a digest of the rest and each piece with its length."""
-    # Half a million of them in a job: as they came, for building messages anew costs three times as much.
+def pack(pieces: list[bytes], cipher: Cipher) -> bytes:
+    """A file of pieces: magic, then, encrypted as a whole, a digest of the rest and each piece with its length.
+
+    :param pieces: each as a ``BackupResponse``, serialised.
+    """
     parts: list[bytes] = []
-    for piece in pieces:
-        data = piece.SerializeToString()
+    for data in pieces:
         parts += (len(data).to_bytes(LENGTH_BYTES, "big"), data)
     body = b"".join(parts)
     body = hashlib.sha256(body).digest() + body
