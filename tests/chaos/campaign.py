@@ -412,7 +412,10 @@ class Run:
             ):
                 # Held for whoever reads changes from there on, or for the next try; it expires, see below.
                 continue
-            if f"could not end {name}" not in told:
+            if tried.kind != "ok" and tried.schedule.came_late(checks.SET_BY.get(name)):
+                # No client can take back what has not happened yet: it lasts until its time is over, or until the next try.
+                self.outcome.counts["left by a call that came late"] += 1
+            elif f"could not end {name}" not in told:
                 self.outcome.find(f"{what}: {name} is left: {left} ({tried})")
             else:
                 self.outcome.counts["left to expire, as told"] += 1

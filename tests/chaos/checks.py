@@ -19,7 +19,8 @@ import grpc.aio
 
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.raw import region_bounds
-from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.proto import brpb_pb2, methods
+from airflow_provider_tikvbr.proto.methods import Method
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, Cipher
 from airflow_provider_tikvbr.storage.sst import SstReader
@@ -37,6 +38,13 @@ OURS = re.compile(rf"{PACKAGE}\.(rawbr|storage|tikv(?!\.keys|\.values))")
 
 
 # --- clusters ---
+
+# By which call the states below are set that end by themselves.
+SET_BY: Mapping[str, Method[Any, Any]] = {
+    "import mode": methods.IMPORT_SWITCH_MODE,
+    "the download speed limit": methods.IMPORT_SET_DOWNLOAD_SPEED_LIMIT,
+    "the GC safepoint of the backup": methods.PD_UPDATE_SERVICE_GC_SAFE_POINT,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,12 @@ class Schedule:
         """Whether a try may fail like this under it: a fault for good has struck, and the error is of its kind."""
         return any(fault.rule.hits and isinstance(error, fault.excuses) for fault in self.faults)
 
+    def came_late(self, method: Method[Any, Any] | None) -> bool:
+        """Whether a call was carried out after it had ended for its client, perhaps after a later call that undoes it."""
+        return any(
+            fault.rule.kind is Kind.LATE and fault.rule.hits and fault.rule.method is method for fault in self.faults
+        )
+
     @asynccontextmanager
     async def playing(self, cluster: EmbeddedCluster, counts: Counter[str]) -> AsyncIterator[None]:
         """Let it happen while the block runs; at the end everything is well again."""
