@@ -33,7 +33,8 @@ async def repair(
 ) -> tuple[Repair, ...]:
     """Look at everything that a killed job may have left, and undo it.
 
-    Data, checkpoints and backups are never touched.
+    Nothing is changed while a job lives, or may live, that has locked one of the places. Data, checkpoints and backups
+    are never touched.
 
     :param options: how to reach the cluster. Stores may be down.
     :param places: where jobs have written.
@@ -41,19 +42,23 @@ async def repair(
     :param drop_safepoints: end the backups' holds on garbage collection too.
     :param report: told each thing once, when its fate is known.
     :return: what could not be put right.
+    :raises StorageLockedError: such a job lives, or may live.
     :raises TikvBrError: PD does not answer, or a place cannot be read.
     """
     async with await PDClient.connect(options) as pd:
         http = PDHttp(pd)
         clients: list[StoreClient] = []
         try:
+            locks = await places.locks(pd.cluster_id)
             steps = [
                 *_store_steps(await pd.stores(), pd, clients),
                 *await _schedulers(http),
                 *await _settings(http),
                 *await _safepoints(pd, http, await places.wanted_safepoints(), drop=drop_safepoints),
             ]
-            return tuple(await carry_out(steps, dry_run=dry_run, report=report))
+            failed = await carry_out(steps, dry_run=dry_run, report=report)
+            # Last: whoever comes after this finds the cluster put right.
+            return (*failed, *await carry_out(locks, dry_run=dry_run, report=report))
         finally:
             await asyncio.gather(*(client.close() for client in clients))
             await http.close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from airflow_provider_tikvbr.cli.main import main
 from airflow_provider_tikvbr.embedded.serving import ServerTls
 from airflow_provider_tikvbr.embedded.threaded import ThreadedCluster
 from airflow_provider_tikvbr.rawbr import repair_steps
+from airflow_provider_tikvbr.rawbr.lock_record import LockRecord
 from tests.support.certs import Authority
 
 
@@ -87,6 +90,26 @@ def test_safepoints_are_dropped_if_asked_for(cluster: ThreadedCluster, capsys: p
     assert "left as it is (it expires by itself)" in capsys.readouterr().out
     assert main(["repair", "-u", cluster.pd_address, "--drop-safepoints"]) == 0
     assert services() == set()
+
+
+def test_nothing_is_done_while_a_job_lives(
+    cluster: ThreadedCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = tmp_path / "checkpoints" / "restore.checkpoint"
+    checkpoints.mkdir(parents=True)
+    lock = checkpoints / "restore.lock"
+    lock.write_bytes(LockRecord.of_this_process("nightly").dump())
+    command = ["repair", "-u", cluster.pd_address, "--checkpoint-storage", str(checkpoints.parent)]
+    for flags in ([], ["--dry-run"]):
+        assert main([*command, *flags]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"checkpoint is locked by nightly (host {socket.gethostname()}, pid {os.getpid()}, started " in err
+        assert err.endswith(", which runs on this machine: let it end, or stop it; nothing was changed\n")
+    assert not is_right(cluster)
+    lock.unlink()
+    assert main(command) == 0
+    assert is_right(cluster)
 
 
 def test_a_cluster_with_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

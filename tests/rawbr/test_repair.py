@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
@@ -10,11 +14,12 @@ import pytest
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.embedded.serving import ServerTls
-from airflow_provider_tikvbr.exceptions import PDUnavailableError
+from airflow_provider_tikvbr.exceptions import PDUnavailableError, StorageLockedError, StorageNotFoundError
 from airflow_provider_tikvbr.proto import methods
-from airflow_provider_tikvbr.rawbr import repair_steps
+from airflow_provider_tikvbr.rawbr import repair_places, repair_steps
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.leases import SCHEDULERS
+from airflow_provider_tikvbr.rawbr.lock_record import LockRecord
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.rawbr.repair import repair
 from airflow_provider_tikvbr.rawbr.repair_places import Places
@@ -226,7 +231,7 @@ async def test_the_safepoint_of_an_unfinished_backup_is_told_as_such(tmp_path: P
         await until(embedded.pd.safe_points.services)
         # As with kill -9: nobody removes the safepoint, or the checkpoint.
         (service,) = embedded.pd.safe_points.services().values()
-        kept = shutil.copytree(tmp_path / "b", tmp_path / "killed")
+        kept = shutil.copytree(tmp_path / "b", tmp_path / "killed", ignore=shutil.ignore_patterns("*.lock"))
         job.cancel()
         await asyncio.gather(job, return_exceptions=True)
         embedded.pd.safe_points.update_service("br-another", 100, service.safe_point)
@@ -239,7 +244,151 @@ async def test_the_safepoint_of_an_unfinished_backup_is_told_as_such(tmp_path: P
     assert said[f"{service.service_id}:"].endswith(f"(the unfinished backup in local://{kept} goes on with it)")
 
 
-async def test_a_place_without_anything_unfinished(tmp_path: Path) -> None:
+async def test_places_without_anything_of_a_job(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    empty = LocalStorage(path=tmp_path / "b")
     async with target(tmp_path, ApiVersion.V2) as (embedded, _):
-        for places in (Places(storage=LocalStorage(path=tmp_path / "none")), Places(storage=NoopStorage())):
-            assert (await put_right(embedded, places=places))[1] == []
+        for places in (
+            Places(storage=empty, checkpoint_storage=empty),
+            Places(storage=NoopStorage(), checkpoint_storage=NoopStorage()),
+        ):
+            said, left = await put_right(embedded, places=places)
+            assert left == []
+            assert not any("lock" in line for line in said)
+        for places in (Places(storage=nowhere(tmp_path)), Places(checkpoint_storage=nowhere(tmp_path))):
+            with pytest.raises(
+                StorageNotFoundError, match=r"there is nothing at local://\S+/none: give the place where"
+            ):
+                await put_right(embedded, places=places)
+
+
+def nowhere(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(path=tmp_path / "none")
+
+
+# --- locks ---
+
+DIES = """
+import sys
+from pathlib import Path
+from airflow_provider_tikvbr.rawbr.lock_record import LockRecord
+Path(sys.argv[1]).write_bytes(LockRecord.of_this_process("nightly").dump())
+"""
+
+
+def lock_of_a_dead_process(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", DIES, str(path)], check=True)
+
+
+def lock_of_elsewhere(path: Path, *, age_s: int) -> None:
+    beat = datetime.now(timezone.utc) - timedelta(seconds=age_s)
+    record = replace(
+        LockRecord.of_this_process("nightly"), host="there", pid=7, machine=None, heartbeat=beat.isoformat()
+    )
+    path.write_bytes(record.dump())
+
+
+async def test_stale_locks_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    beside, given = tmp_path / "b", tmp_path / "given"
+    async with target(tmp_path, stores=1) as (embedded, cluster):
+        mine = f"restore.checkpoint/{cluster.cluster_id}-0"
+        locks = [beside / mine / "restore.lock", given / "restore.checkpoint" / "restore.lock", beside / "backup.lock"]
+        for path in locks:
+            lock_of_a_dead_process(path)
+        other = beside / "restore.checkpoint" / f"{cluster.cluster_id}1-0" / "restore.lock"
+        lock_of_a_dead_process(other)
+        kept = [other, beside / mine / "head.json", beside / mine / "abc-000001", beside / "backupmeta", given / "x"]
+        for path in kept[1:]:
+            path.write_bytes(b"data")
+        places = Places(storage=LocalStorage(path=beside), checkpoint_storage=LocalStorage(path=given))
+
+        told, _ = await put_right(embedded, places=places, dry_run=True)
+        assert all(path.exists() for path in locks)
+        said, left = await put_right(embedded, places=places)
+        assert said == told
+        assert left == []
+        assert not any(path.exists() for path in locks)
+        assert all(path.exists() for path in kept)
+    places_said = [line.partition(": ")[0] for line in said[-3:]]
+    assert places_said == [
+        f"restore.lock in local://{beside}/{mine}",
+        f"restore.lock in local://{given}/restore.checkpoint",
+        f"backup.lock in local://{beside}",
+    ]
+    assert all(
+        line.endswith(": its process is gone -> removed") and ": of nightly (host " in line for line in said[-3:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (
+            "here",
+            r"local://\S+/b is locked by nightly \(host .*\), which runs on this machine: let it end, or stop it; ",
+        ),
+        (
+            "elsewhere",
+            r"local://\S+/b is locked by nightly \(host there, pid 7, .*\), which may live: let it end, or try ",
+        ),
+        ("foreign", r"backup\.lock in local://\S+/b does not say who holds it: delete it if no job is running; "),
+    ],
+)
+async def test_nothing_is_changed_while_a_lock_may_be_held(tmp_path: Path, kind: str, sentence: str) -> None:
+    path = tmp_path / "b" / "backup.lock"
+    path.parent.mkdir()
+    if kind == "here":
+        path.write_bytes(LockRecord.of_this_process("nightly").dump())
+    elif kind == "elsewhere":
+        lock_of_elsewhere(path, age_s=60)
+    else:
+        path.write_text("DO NOT DELETE\nThis file exists to remind other backup jobs won't use this path")
+    places = Places(storage=LocalStorage(path=path.parent))
+    async with target(tmp_path) as (embedded, _):
+        leave_changed(embedded)
+        with pytest.raises(StorageLockedError, match=sentence + r".*nothing was changed$"):
+            await put_right(embedded, places=places)
+        assert embedded.import_modes()[1]
+        assert embedded.pd.schedulers.paused()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("changes", [False, True])
+async def test_an_old_lock_of_elsewhere_is_watched(
+    tmp_path: Path, changes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_places, "WATCH_S", 0.3)
+    path = tmp_path / "b" / "backup.lock"
+    path.parent.mkdir()
+    lock_of_elsewhere(path, age_s=600)
+    places = Places(storage=LocalStorage(path=path.parent))
+    async with target(tmp_path) as (embedded, _):
+        work = asyncio.ensure_future(put_right(embedded, places=places))
+        if changes:
+            await asyncio.sleep(0.1)
+            lock_of_elsewhere(path, age_s=500)
+            with pytest.raises(StorageLockedError, match="which may live"):
+                await work
+        else:
+            said, _ = await work
+            assert ": it has shown no sign of life for 60" in said[-1]
+    assert path.exists() is changes
+
+
+async def test_a_lock_that_is_taken_over_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "b" / "backup.lock"
+    lock_of_a_dead_process(path)
+    places = Places(storage=LocalStorage(path=path.parent))
+    told: list[Repair] = []
+
+    def report(each: Repair) -> None:
+        # The cluster comes first; then somebody is quicker.
+        path.write_bytes(LockRecord.of_this_process("nightly").dump())
+        told.append(each)
+
+    async with target(tmp_path) as (embedded, _):
+        (left,) = await repair(options(embedded), places, report=report)
+    assert left.what.startswith("backup.lock in ")
+    assert "another job has taken over the lock of " in left.failed
+    assert path.exists()
