@@ -304,6 +304,31 @@ def test_a_job_ends_though_nobody_answers_any_more(place: Place, request: pytest
     assert_done(place, what)
 
 
+def saved(place: Place) -> bool:
+    """Whether a checkpoint holds something."""
+    return any(".checkpoint/" in name and name[-6:].isdigit() for name in place.names())
+
+
+@pytest.mark.parametrize("place", ["restore"], indirect=True)
+def test_the_same_command_goes_on_after_kill_9(place: Place, request: pytest.FixtureRequest) -> None:
+    what = request.node.callspec.params["place"]
+    at: Phase = {"backup": BACKUP["running"], "restore": RESTORE["ingest"]}[what]()
+    assert at.rule is not None
+    rule = place.cluster.faults.add(at.rule)
+    with ending(process := place.start(what, save_s=0.01)):
+        wait_for(lambda: rule.hits >= at.hits and saved(place), process)
+        # Saving follows at once.
+        time.sleep(0.5)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert place.state() != UNCHANGED
+
+    place.cluster.faults.clear()
+    assert re.search(at.said, goes_on(place, what))
+    assert_done(place, what)
+
+
 @pytest.mark.parametrize("place", ["restore"], indirect=True)
 def test_a_second_signal_quits_at_once_and_the_rest_is_repaired(place: Place) -> None:
     # Each store is told once to go into import mode, and never told to leave it.
