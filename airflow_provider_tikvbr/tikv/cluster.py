@@ -16,6 +16,7 @@ from airflow_provider_tikvbr.exceptions import (
     TikvBrError,
     WrongClusterError,
 )
+from airflow_provider_tikvbr.tikv.finish import finish
 from airflow_provider_tikvbr.tikv.keys import ApiVersion, KeyCodec
 from airflow_provider_tikvbr.tikv.keyspaces import find_keyspace
 from airflow_provider_tikvbr.tikv.model import Store
@@ -131,7 +132,10 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
-        """Close every connection; a second time does nothing."""
+        """Close every connection, also when cancelled meanwhile; a second time does nothing."""
+        await finish(self._close())
+
+    async def _close(self) -> None:
         clients = [*self._clients.values(), *self._retired]
         self._clients.clear()
         self._retired.clear()

@@ -8,6 +8,7 @@ import httpx
 
 from airflow_provider_tikvbr.tikv.addresses import NO_ADDRESS_MAP, AddressMap
 from airflow_provider_tikvbr.tikv.certificates import Certificates
+from airflow_provider_tikvbr.tikv.finish import finish
 from airflow_provider_tikvbr.tikv.options import TlsOptions
 from airflow_provider_tikvbr.tikv.security import ssl_context
 
@@ -64,6 +65,10 @@ class ClusterTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        # httpcore forgets those that are still open when it is cancelled while it closes them.
+        await finish(self._close_pools())
+
+    async def _close_pools(self) -> None:
         pools = [*self._pools.values(), *self._retired]
         self._pools.clear()
         self._retired.clear()

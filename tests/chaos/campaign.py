@@ -412,7 +412,7 @@ class Run:
             ):
                 # Held for whoever reads changes from there on, or for the next try; it expires, see below.
                 continue
-            if tried.kind != "ok" and tried.schedule.came_late(checks.SET_BY.get(name)):
+            if tried.schedule.came_late(checks.SET_BY.get(name)):
                 # No client can take back what has not happened yet: it lasts until its time is over, or until the next try.
                 self.outcome.counts["left by a call that came late"] += 1
             elif f"could not end {name}" not in told:

@@ -20,6 +20,7 @@ REGRESSIONS = (
     50,  # tests/tikv/test_pd.py: a new leader that is not ready
     1110,  # tests/tikv/test_channel.py: PD ends a timestamp request without an answer
     90,  # a storage that failed has left a lock of ours
+    100411,  # a store switched to import mode after it had been told to leave it: found by a check that was wrong
 )
 FAULTS = range(7, 25)
 CALM = range(500, 503)

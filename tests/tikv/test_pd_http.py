@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -227,3 +229,18 @@ async def test_the_environment_does_not_get_in_between(monkeypatch: pytest.Monke
     monkeypatch.setenv("HTTP_PROXY", f"http://{closed_port()}")
     async with answering(says(200, '"8.5.0"')) as address, client(address) as http:
         assert await http.cluster_version() == "8.5.0"
+
+
+async def test_closing_is_not_left_half_way(cluster: EmbeddedCluster) -> None:
+    async with await PDClient.connect(ClusterOptions(pd=(cluster.pd_address,))) as pd:
+        for steps in range(1, 9):
+            client = PDHttp(pd)
+            await asyncio.gather(*(client.cluster_version() for _ in range(3)))
+            closing = asyncio.ensure_future(client.close())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait({closing})
+            del client, closing
+            # A connection that nobody has closed complains now, which fails the test.
+            gc.collect()
