@@ -47,7 +47,7 @@ def test_help(args: list[str], part: str, capsys: pytest.CaptureFixture[str]) ->
         (["backup", "raw", "-s", "/b", "more"], "Got unexpected extra argument (more)"),
         (["backup", "raw"], "--storage is missing: give --storage URL (tikvbr backup raw --help tells more)"),
         (["embedded"], "--data is missing: give --data DIR (tikvbr embedded --help tells more)"),
-        (["nonsuch"], "unknown command: nonsuch (there is backup, checksum, demo, embedded, restore)"),
+        (["nonsuch"], "unknown command: nonsuch (there is backup, checksum, demo, embedded, repair, restore)"),
         (["bakup", "raw"], "unknown command: bakup (did you mean backup?)"),
         (["restore", "full"], "unknown command: full (there is raw)"),
         (
