@@ -298,7 +298,8 @@ def from_download_error(
     if any(mark in low for mark in BAD_FILE_TEXTS):
         remedy = "put back what is wrong from a copy of the backup, or use another backup"
         return BackupFileError(f"{message}: it is missing, damaged or not the backup's; {remedy}", **fields)
-    if any(mark in low for mark in REFUSED_TEXTS):
+    # Credentials that have run out are renewed for the next try, where whoever gives them out does so.
+    if any(mark in low for mark in REFUSED_TEXTS) and "expiredtoken" not in low:
         del fields["file"]
         return AuthenticationError(f"{message}: the storage refuses the store, so check its credentials", **fields)
     return DownloadFailedError(message, **fields)
