@@ -367,6 +367,7 @@ class Run:
             stacks = io.StringIO()
             for each in checks.our_tasks():
                 each.print_stack(file=stacks)
+                stacks.write(checks.waits_at(each))
             self.outcome.find(f"{what}: it does not end: {stacks.getvalue()}")
             task.cancel()
             await asyncio.wait({task}, timeout=SPARE_S)

@@ -235,6 +235,16 @@ def our_tasks() -> set[asyncio.Task[Any]]:
     return found
 
 
+def waits_at(task: asyncio.Task[Any]) -> str:
+    """Where a task waits, through all that it awaits."""
+    lines = []
+    waiting: Any = task.get_coro()
+    while (frame := getattr(waiting, "cr_frame", None)) is not None:
+        lines.append(f"  {frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {frame.f_code.co_name}")
+        waiting = waiting.cr_await
+    return "\n".join(lines) + "\n"
+
+
 async def tasks_left(before: set[asyncio.Task[Any]]) -> Sequence[str]:
     """Tasks that a job has left running, after a moment's grace."""
     deadline = asyncio.get_running_loop().time() + GRACE_S
