@@ -36,7 +36,7 @@ from airflow_provider_tikvbr.rawbr.gates import (
 )
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
 from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
-from airflow_provider_tikvbr.rawbr.lock import BackupLock
+from airflow_provider_tikvbr.rawbr.lock import StorageLock
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
     backup_exists,
@@ -80,7 +80,7 @@ async def backup(
     :raises ApiVersionError: there is no such conversion, or it needs a newer cluster.
     :raises UnsupportedError: the checksum, the cipher or the storage's credentials need a newer cluster.
     :raises BackupExistsError: the place holds a backup.
-    :raises StorageLockedError: another job writes there.
+    :raises StorageLockedError: another job writes there, or has taken the place over meanwhile.
     :raises BudgetExceededError: a part could not be backed up for too long; it says which.
     :raises UnverifiedError: the backup is written, but the cluster could not be counted.
     :raises ChecksumMismatchError: the backup is written, but the cluster does not hold the same pairs (any more).
@@ -92,11 +92,9 @@ async def backup(
     # Once more: now it is known too what the place asks for, such as an object lock.
     check_can_write(cluster, await asyncio.to_thread(storage.backend))
     job = _Backup(cluster, storage, options, dst, listener)
-    async with BackupLock.acquire(storage, owner=options.owner, check=job.refuse_finished) as lock:
-        summary = await job.run(lock)
-    if lock.left_behind is not None:
-        listener(Note(level="warning", message=lock.left_behind))
-    return summary
+    lock = StorageLock.acquire(storage, owner=options.owner, listener=listener, check=job.refuse_finished)
+    async with lock as held:
+        return await held.guard(job.run(held))
 
 
 def destination(cluster: Cluster, options: BackupOptions) -> ApiVersion:
@@ -171,7 +169,7 @@ class _Backup:
         ):
             raise backup_exists(self._storage)
 
-    async def run(self, lock: BackupLock) -> BackupSummary:
+    async def run(self, lock: StorageLock) -> BackupSummary:
         """Do what is left to do."""
         complete = await self._storage.exists(META_NAME)
         checkpoint = await Checkpoint.open(
@@ -238,7 +236,7 @@ class _Backup:
         await checkpoint.remember(service_id=safepoint.service_id, backup_ts=safepoint.backup_ts)
         await safepoint.begin()
 
-    async def _write(self, lock: BackupLock, checkpoint: Checkpoint) -> _Written:
+    async def _write(self, lock: StorageLock, checkpoint: Checkpoint) -> _Written:
         """Let the stores write their files, and declare the backup complete."""
         cluster, storage, options = self._cluster, self._storage, self._options
         meta: brpb_pb2.BackupMeta | None = None

@@ -305,7 +305,8 @@ class Checkpoint:
         async def look() -> list[str]:
             return [info.name async for info in self._storage.list(f"{self._directory}/")]
 
-        return await _patiently(look)
+        # The lock of the job may be there too.
+        return [name for name in await _patiently(look) if not name.endswith(".lock")]
 
     async def _read(self, names: Iterable[str], order: Mapping[str, int]) -> AsyncIterator[list[FinishedRange]]:
         """Read files of pieces, some at a time.

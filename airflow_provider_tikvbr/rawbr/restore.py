@@ -72,6 +72,7 @@ async def restore(
     :param listener: told what happens meanwhile.
     :param checkpoint_storage: where to keep what is finished, for another try; by default beside the backup.
     :raises InvalidOptionError: an unfinished restore was begun with other options; it names one that differs.
+    :raises StorageLockedError: the same backup is being restored there by another job, or is since.
     :raises BackupInvalidError: there is no backup, or it is damaged, or encrypted with another key.
     :raises ApiVersionError: the cluster has another API version than the backup.
     :raises KeyRangeError: the range is not inside the one that was backed up.
@@ -100,13 +101,7 @@ async def restore(
     async with RestoreCheckpoint.held(
         cluster, meta, plan, options, beside=storage, given=checkpoint_storage, listener=listener
     ) as checkpoint:
-        try:
-            await _restore(cluster, storage, plan, checkpoint, options, expected, listener)
-        except TerminalError:
-            # There is nothing to go on with, and other options may be what helps.
-            if checkpoint.is_empty:
-                await checkpoint.remove()
-            raise
+        await checkpoint.guard(_restore(cluster, storage, plan, checkpoint, options, expected, listener))
     keys = cluster.codec.user_range(plan.keys)
     return RestoreSummary(
         total_ranges=len(plan.files),
@@ -129,6 +124,24 @@ async def restore(
 
 
 async def _restore(
+    cluster: Cluster,
+    storage: Storage,
+    plan: RestorePlan,
+    checkpoint: RestoreCheckpoint,
+    options: RestoreOptions,
+    expected: Checksum,
+    listener: Listener,
+) -> None:
+    try:
+        await _go_on(cluster, storage, plan, checkpoint, options, expected, listener)
+    except TerminalError:
+        # There is nothing to go on with, and other options may be what helps.
+        if checkpoint.is_empty:
+            await checkpoint.remove()
+        raise
+
+
+async def _go_on(
     cluster: Cluster,
     storage: Storage,
     plan: RestorePlan,

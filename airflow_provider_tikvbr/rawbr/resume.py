@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
-from airflow_provider_tikvbr.exceptions import InvalidOptionError, TikvBrError
+from airflow_provider_tikvbr.exceptions import InvalidOptionError, StorageLockedError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
 from airflow_provider_tikvbr.rawbr.checkpoint_format import JobIdentity
 from airflow_provider_tikvbr.rawbr.events import Listener, Note
+from airflow_provider_tikvbr.rawbr.lock import StorageLock
+from airflow_provider_tikvbr.rawbr.lock_record import RESTORE_LOCK
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
 from airflow_provider_tikvbr.rawbr.pieces import FileWork
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile, RestorePlan
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyCodec, KeyRange, RegionKey
+
+T = TypeVar("T")
 
 DIRECTORY = "restore.checkpoint"
 
@@ -30,13 +35,21 @@ class RestoreCheckpoint:
     """The checkpoint of one restore; made by :meth:`held` alone.
 
     :param checkpoint: where it is kept; None if it cannot be kept anywhere.
+    :param lock: of that place.
     :param works: what is left to do of each file.
     """
 
     def __init__(
-        self, *, checkpoint: Checkpoint | None, works: tuple[FileWork, ...], codec: KeyCodec, listener: Listener
+        self,
+        *,
+        checkpoint: Checkpoint | None,
+        lock: StorageLock | None,
+        works: tuple[FileWork, ...],
+        codec: KeyCodec,
+        listener: Listener,
     ) -> None:
         self._checkpoint = checkpoint
+        self._lock = lock
         self._codec = codec
         self._listener = listener
         self.works = works
@@ -54,7 +67,7 @@ class RestoreCheckpoint:
         given: Storage | None,
         listener: Listener,
     ) -> AsyncIterator[RestoreCheckpoint]:
-        """Begin a checkpoint, or go on with the one that is there, while the block runs.
+        """Begin a checkpoint, or go on with the one that is there, and hold its lock while the block runs.
 
         :param meta: the backup.
         :param plan: what is to be restored of it.
@@ -62,18 +75,24 @@ class RestoreCheckpoint:
         :param given: where the user wants it.
         :param listener: told what is gone on with, and of a place where nothing can be written.
         :raises InvalidOptionError: an unfinished restore was begun with other options, or the given place keeps nothing.
+        :raises StorageLockedError: another restore of the backup into the same cluster and keyspace is under way.
         :raises TikvBrError: the given place cannot be used.
         """
-        checkpoint = await _open(cluster, meta, plan, options, beside=beside, given=given, listener=listener)
-        works = await _works(checkpoint, plan.files)
-        if checkpoint is not None and checkpoint.resumed:
-            left = sum(1 for work in works if work.todo)
-            message = (
-                f"going on with the restore that was begun at {checkpoint.started}: {len(works) - left} of {len(works)}"
-                " files are restored already"
+        async with AsyncExitStack() as locked:
+            lock, checkpoint = await _open(
+                cluster, meta, plan, options, locked, beside=beside, given=given, listener=listener
             )
-            listener(Note(level="info", message=message))
-        yield cls(checkpoint=checkpoint, works=works, codec=cluster.codec, listener=listener)
+            works = await _works(checkpoint, plan.files)
+            _tell(checkpoint, works, listener)
+            yield cls(checkpoint=checkpoint, lock=lock, works=works, codec=cluster.codec, listener=listener)
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work for which the lock is needed; if the lock is lost, the work is cancelled.
+
+        :raises StorageLockedError: the lock was lost to another job, or deleted.
+        :raises StorageUnavailableError: the lock could not be kept for so long that others may take it over.
+        """
+        return await (work if self._lock is None else self._lock.guard(work))
 
     @property
     def resumed(self) -> bool:
@@ -123,14 +142,31 @@ class RestoreCheckpoint:
             await self._checkpoint.stop()
 
     async def remove(self) -> None:
-        """The restore is over, or nothing of it is of use to another try."""
-        if self._checkpoint is None:
+        """The restore is over, or nothing of it is of use to another try.
+
+        :raises StorageLockedError: it is another job's by now.
+        """
+        if self._checkpoint is None or self._lock is None:
             return
         try:
+            await self._lock.confirm()
             await self._checkpoint.remove()
+        except StorageLockedError:
+            raise
         except TikvBrError as err:
             message = f"the checkpoint in {self._checkpoint.place} could not be removed, so delete it: {err}"
             self._listener(Note(level="warning", message=message))
+
+
+def _tell(checkpoint: Checkpoint | None, works: tuple[FileWork, ...], listener: Listener) -> None:
+    if checkpoint is None or not checkpoint.resumed:
+        return
+    left = sum(1 for work in works if work.todo)
+    message = (
+        f"going on with the restore that was begun at {checkpoint.started}: {len(works) - left} of {len(works)} files are"
+        " restored already"
+    )
+    listener(Note(level="info", message=message))
 
 
 async def _open(
@@ -138,11 +174,13 @@ async def _open(
     meta: brpb_pb2.BackupMeta,
     plan: RestorePlan,
     options: RestoreOptions,
+    locked: AsyncExitStack,
     *,
     beside: Storage,
     given: Storage | None,
     listener: Listener,
-) -> Checkpoint | None:
+) -> tuple[StorageLock | None, Checkpoint | None]:
+    """Open the checkpoint under its lock; neither of them if none can be kept beside the backup."""
     storage = beside if given is None else given
     if not storage.keeps:
         raise InvalidOptionError(
@@ -154,7 +192,17 @@ async def _open(
     try:
         if given is not None:
             await storage.prepare()
-        return await Checkpoint.open(
+        lock = await locked.enter_async_context(
+            StorageLock.acquire(
+                storage,
+                f"{directory}/{RESTORE_LOCK}",
+                owner=options.owner,
+                listener=listener,
+                otherwise="give another checkpoint_storage",
+                flag="--storage" if given is None else "--checkpoint-storage",
+            )
+        )
+        checkpoint = await Checkpoint.open(
             storage,
             directory=directory,
             identity=identity,
@@ -162,7 +210,8 @@ async def _open(
             resume=options.resume,
             listener=listener,
         )
-    except InvalidOptionError:
+        return lock, checkpoint
+    except (InvalidOptionError, StorageLockedError):
         raise
     except TikvBrError as err:
         if given is not None:
@@ -172,7 +221,7 @@ async def _open(
             f" checkpoint_storage to have it elsewhere: {err}"
         )
         listener(Note(level="warning", message=message))
-        return None
+        return None, None
 
 
 def _identity(cluster: Cluster, meta: brpb_pb2.BackupMeta, plan: RestorePlan, owner: str) -> JobIdentity:

@@ -232,6 +232,7 @@ BACKUP = {
     "looking at the stores": lambda: Phase(hung("GET /config"), INT),
     "the hold on GC": lambda: Phase(answered_late(methods.PD_UPDATE_SERVICE_GC_SAFE_POINT), HUP),
     "pausing schedulers": lambda: Phase(answered_late("POST /pd/api/v1/schedulers/*"), INT),
+    "a lock that hangs": lambda: Phase(None, HUP, held=("backup.lock", LIMIT_S)),
     "a checkpoint that hangs": lambda: Phase(None, TERM, held=("backup.checkpoint/head.json", LIMIT_S)),
     "running": lambda: Phase(
         Rule(kind=Kind.SILENT, method=methods.BACKUP, messages=2), TERM, "4 of about 8 ranges", hits=2
@@ -309,7 +310,7 @@ def saved(place: Place) -> bool:
     return any(".checkpoint/" in name and name[-6:].isdigit() for name in place.names())
 
 
-@pytest.mark.parametrize("place", ["restore"], indirect=True)
+@pytest.mark.parametrize("place", ["backup", "restore"], indirect=True)
 def test_the_same_command_goes_on_after_kill_9(place: Place, request: pytest.FixtureRequest) -> None:
     what = request.node.callspec.params["place"]
     at: Phase = {"backup": BACKUP["running"], "restore": RESTORE["ingest"]}[what]()
@@ -323,6 +324,7 @@ def test_the_same_command_goes_on_after_kill_9(place: Place, request: pytest.Fix
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert place.state() != UNCHANGED
+    assert place.is_locked()
 
     place.cluster.faults.clear()
     assert re.search(at.said, goes_on(place, what))

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from airflow_provider_tikvbr.exceptions import (
     UnverifiedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, methods
-from airflow_provider_tikvbr.rawbr import safepoint
+from airflow_provider_tikvbr.rawbr import lock, safepoint
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.events import Progress
 from airflow_provider_tikvbr.rawbr.files import read_file
-from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
+from airflow_provider_tikvbr.rawbr.lock import LockTimes
+from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK, LockRecord
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
@@ -228,14 +230,14 @@ async def test_a_locked_place_is_refused_but_to_its_owner(tmp_path: Path) -> Non
     place = tmp_path / "place"
     place.mkdir()
     record = {"owner": "run-1", "holder": "h", "host": "w1", "pid": 4, "started": "t", "heartbeat": "t"}
-    (place / LOCK_NAME).write_text(json.dumps(record))
+    (place / BACKUP_LOCK).write_text(json.dumps(record))
     async with cluster(tmp_path) as (_, client):
         with pytest.raises(StorageLockedError, match="run-1") as caught:
             await run(client, place, owner="run-2")
         assert caught.value.owner == "run-1"
-        assert names(place) == {LOCK_NAME}
+        assert names(place) == {BACKUP_LOCK}
         await run(client, place, owner="run-1")
-    assert LOCK_NAME not in names(place)
+    assert BACKUP_LOCK not in names(place)
 
 
 async def test_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ async def test_a_store_that_cannot_write_ends_the_backup(tmp_path: Path) -> None
             await run(client, place)
         assert caught.value.store_id == 2
         assert undisturbed(embedded)
-    assert not names(place) & {META_NAME, LOCK_NAME}
+    assert not names(place) & {META_NAME, BACKUP_LOCK}
 
 
 @pytest.mark.parametrize(
@@ -367,7 +369,7 @@ async def test_a_safepoint_that_was_lost_ends_the_backup(tmp_path: Path, monkeyp
         with pytest.raises(PDUnavailableError, match="the GC safepoint of the backup expired"):
             await meanwhile(run(client, place, gcttl="3s"), lambda: slow.hits == 1, lose)
         assert undisturbed(embedded)
-    assert not names(place) & {META_NAME, LOCK_NAME}
+    assert not names(place) & {META_NAME, BACKUP_LOCK}
 
 
 async def test_a_lock_that_was_lost_ends_the_backup(tmp_path: Path) -> None:
@@ -376,13 +378,31 @@ async def test_a_lock_that_was_lost_ends_the_backup(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (_, client):
 
         def steal(_: Progress) -> None:
-            (place / LOCK_NAME).write_text(json.dumps(other))
+            (place / BACKUP_LOCK).write_text(json.dumps(other))
 
         with pytest.raises(StorageLockedError, match="was lost to run-2"):
             await run(client, place, Events(on_progress=steal), owner="run-1")
     assert META_NAME not in names(place)
     # It belongs to the other run now.
-    assert LOCK_NAME in names(place)
+    assert BACKUP_LOCK in names(place)
+
+
+async def test_a_backup_whose_lock_is_lost_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LockTimes", partial(LockTimes, heartbeat_s=0.02))
+    place = tmp_path / "place"
+    other = LockRecord(owner="run-2", holder="h", host="w1", pid=4, started="s", heartbeat="t")
+    async with cluster(tmp_path, V2) as (embedded, client):
+        slow = embedded.faults.fail(methods.BACKUP, store_id=1, delay_s=600)
+
+        def steal() -> None:
+            (place / BACKUP_LOCK).write_bytes(other.dump())
+
+        with pytest.raises(StorageLockedError, match=r"was lost to run-2 \(host w1, .* this job stops"):
+            await asyncio.wait_for(meanwhile(run(client, place, owner="run-1"), lambda: slow.hits == 1, steal), 60)
+        # Whoever has taken the place over goes on with the hold on GC too.
+        assert len(embedded.pd.safe_points.services()) == 1
+    assert META_NAME not in names(place)
+    assert (place / BACKUP_LOCK).read_bytes() == other.dump()
 
 
 async def test_schedulers_are_paused_meanwhile(tmp_path: Path) -> None:
@@ -408,7 +428,7 @@ async def test_files_that_are_not_there_make_no_backup(tmp_path: Path) -> None:
 
         with pytest.raises(BackupFileError, match=r"is missing.*one place that they all share"):
             await run(client, place, Events(on_progress=lose))
-    assert not names(place) & {META_NAME, LOCK_NAME}
+    assert not names(place) & {META_NAME, BACKUP_LOCK}
 
 
 @pytest.mark.parametrize("asked_again", [True, False])
@@ -455,7 +475,7 @@ class Stopping(LocalStorage):
         return await asyncio.shield(writing)
 
 
-@pytest.mark.parametrize("name", [META_NAME, LOCK_NAME])
+@pytest.mark.parametrize("name", [META_NAME, BACKUP_LOCK])
 async def test_a_backup_that_is_stopped_can_be_started_again(name: str, tmp_path: Path) -> None:
     place = tmp_path / "backup"
     async with cluster(tmp_path) as (embedded, client):
@@ -465,7 +485,7 @@ async def test_a_backup_that_is_stopped_can_be_started_again(name: str, tmp_path
             await storage.job
         assert storage.writing is not None
         assert await storage.writing
-        assert not names(place) & {META_NAME, LOCK_NAME}
+        assert not names(place) & {META_NAME, BACKUP_LOCK}
         assert undisturbed(embedded)
         assert (await run(client, place)).checksum == checksum_of(make_pairs())
 
@@ -485,7 +505,7 @@ async def test_a_checksum_that_differs(tmp_path: Path) -> None:
         assert caught.value.expected == checksum_of(pairs)
         assert caught.value.actual == checksum_of([*pairs[:7], (key(7), b"!"), *pairs[8:]])
     assert META_NAME in names(tmp_path / "place")
-    assert LOCK_NAME not in names(tmp_path / "place")
+    assert BACKUP_LOCK not in names(tmp_path / "place")
 
 
 async def test_a_backup_that_cannot_be_compared_is_not_made_again(tmp_path: Path) -> None:
@@ -499,7 +519,7 @@ async def test_a_backup_that_cannot_be_compared_is_not_made_again(tmp_path: Path
             with pytest.raises(BudgetExceededError):
                 await backup(client, nowhere, options)
     assert META_NAME in names(tmp_path / "place")
-    assert LOCK_NAME not in names(tmp_path / "place")
+    assert BACKUP_LOCK not in names(tmp_path / "place")
 
 
 async def test_nothing_is_kept_in_a_noop_storage(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.rawbr import checkpoint as checkpoints
 from airflow_provider_tikvbr.rawbr import coverage, gaps, push, safepoint
 from airflow_provider_tikvbr.rawbr.backup import backup
-from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
+from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
@@ -74,7 +74,7 @@ async def cancelled(embedded: EmbeddedCluster, client: Cluster, place: Path, **o
     with pytest.raises(asyncio.CancelledError):
         await meanwhile(job, done, job.cancel)
     slow.disarm()
-    assert names(place) & {META_NAME, LOCK_NAME} == set()
+    assert names(place) & {META_NAME, BACKUP_LOCK} == set()
     return sst_names(place)
 
 
@@ -191,10 +191,10 @@ async def test_whatever_a_killed_backup_leaves_is_gone_on_with(
     options: dict[str, Any] = {"owner": "run", "checksum": True, **cipher}
     async with cluster(tmp_path, version) as (_, client):
         await backup(client, storage, backup_options(**options))
-        assert {f"create {META_NAME}", f"create {LOCK_NAME}", f"delete {DIRECTORY}/head.json"} <= set(storage.taken)
+        assert {f"create {META_NAME}", f"create {BACKUP_LOCK}", f"delete {DIRECTORY}/head.json"} <= set(storage.taken)
         for number, doing in enumerate(storage.taken):
             place = tmp_path / "photos" / f"{number:03}"
-            if doing == f"delete {LOCK_NAME}":
+            if doing == f"delete {BACKUP_LOCK}":
                 # The job is over, all but its lock.
                 with pytest.raises(BackupExistsError):
                     await run(client, place, **options)
@@ -501,7 +501,7 @@ async def test_a_backup_whose_servers_are_gone_stops_in_time(tmp_path: Path) -> 
         hangs = False
 
         async def write(self, name: str, data: bytes) -> None:
-            if self.hangs and name != LOCK_NAME:
+            if self.hangs and name != BACKUP_LOCK:
                 await asyncio.sleep(60)
             await super().write(name, data)
 

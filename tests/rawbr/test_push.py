@@ -25,7 +25,7 @@ from airflow_provider_tikvbr.rawbr import gaps, push
 from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.coverage import idle_timeout_s
 from airflow_provider_tikvbr.rawbr.files import check_files
-from airflow_provider_tikvbr.rawbr.lock import LOCK_NAME
+from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
@@ -75,7 +75,7 @@ def undisturbed(
     if not retried and [service.safe_point for service in pd.safe_points.services().values()] != points:
         return False
     left = pd.schedulers.paused() or pd.config.ttl_values(after_s=1)
-    return not left and names(place) & {META_NAME, LOCK_NAME} == ({META_NAME} if summary is not None else set())
+    return not left and names(place) & {META_NAME, BACKUP_LOCK} == ({META_NAME} if summary is not None else set())
 
 
 def move_leaders(embedded: EmbeddedCluster, from_store: int) -> None:

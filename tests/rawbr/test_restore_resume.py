@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from airflow_provider_tikvbr.exceptions import (
     ChecksumMismatchError,
     InvalidOptionError,
     StorageError,
+    StorageLockedError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2, errorpb_pb2, import_sstpb_pb2, methods
+from airflow_provider_tikvbr.rawbr import lock
 from airflow_provider_tikvbr.rawbr.events import Event, Note, Progress
+from airflow_provider_tikvbr.rawbr.lock import LockTimes
+from airflow_provider_tikvbr.rawbr.lock_record import RESTORE_LOCK, LockRecord
 from airflow_provider_tikvbr.rawbr.meta import read_meta
 from airflow_provider_tikvbr.rawbr.options import restore_options
 from airflow_provider_tikvbr.rawbr.plan import PlannedFile, borders_of
@@ -117,6 +122,37 @@ async def test_a_cancelled_restore_is_gone_on_with(golden: Golden, number: int, 
         assert await held(embedded) == expected(golden)
         assert job.files == []
         assert sorted(p.name for p in job.place.iterdir()) == sorted(p.name for p in golden.path.iterdir())
+
+
+async def test_a_restore_whose_lock_is_lost_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LockTimes", partial(LockTimes, heartbeat_s=0.02))
+    other = LockRecord(owner="run-2", holder="h", host="w1", pid=4, started="s", heartbeat="t")
+    job = Job(tmp_path)
+    async with target(tmp_path) as (embedded, cluster):
+        slow = embedded.faults.add(Rule(kind=Kind.DELAY, method=methods.IMPORT_DOWNLOAD, delay_s=600, after=5))
+
+        def steal(event: Progress) -> None:
+            if event.done == 3:
+                (path,) = [path for path in job.files if path.name == RESTORE_LOCK]
+                path.write_bytes(other.dump())
+
+        job.act = steal
+        with pytest.raises(StorageLockedError, match=r"was lost to run-2 \(host w1, .* this job stops"):
+            await job.run(cluster, concurrency=1, owner="run-1")
+        assert slow.hits <= 1
+        assert is_as_before(embedded)
+        embedded.faults.clear()
+        job.act = lambda event: None
+        with pytest.raises(StorageLockedError, match=r"is being written by run-2 .* give another checkpoint_storage"):
+            await job.run(cluster, owner="run-1")
+        assert job.done == []
+        for path in job.files:
+            if path.name == RESTORE_LOCK:
+                path.unlink()
+        await job.run(cluster, owner="run-1", checksum=True)
+        assert job.done[0] >= 3
+        assert await held(embedded) == expected(V1_FULL)
+        assert job.files == []
 
 
 async def test_pieces_of_a_file_count_too(tmp_path: Path) -> None:
