@@ -35,7 +35,7 @@ from airflow_provider_tikvbr.rawbr.gates import (
     has_backup_ts,
 )
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
-from airflow_provider_tikvbr.rawbr.leases import Lease, SchedulerLease, hold
+from airflow_provider_tikvbr.rawbr.leases import ClusterLease, SchedulerLease, hold, put_back
 from airflow_provider_tikvbr.rawbr.lock import StorageLock
 from airflow_provider_tikvbr.rawbr.meta import (
     META_NAME,
@@ -310,6 +310,8 @@ class _Backup:
         meta = await read_meta(self._storage, self._options.cipher)
         message = f"the backup was completed by a try that began at {checkpoint.started}: only its last steps are left"
         self._listener(Note(level="info", message=message))
+        # That try may have been killed before it had put the cluster back.
+        await put_back(*_leases(self._cluster, self._options, self._listener))
         unwanted = [file.name async for pieces in checkpoint.finished() for piece in pieces for file in piece.files]
         return _Written(
             files=meta.files,
@@ -404,7 +406,7 @@ class _Backup:
         )
 
 
-def _leases(cluster: Cluster, options: BackupOptions, listener: Listener) -> Iterable[Lease]:
+def _leases(cluster: Cluster, options: BackupOptions, listener: Listener) -> Iterable[ClusterLease]:
     if options.remove_schedulers:
         yield SchedulerLease(cluster, listener=listener)
 

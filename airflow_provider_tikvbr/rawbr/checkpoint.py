@@ -15,12 +15,19 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Final, TypeVar
 
 from airflow_provider_tikvbr.exceptions import BackupInvalidError, InvalidOptionError, StorageNotFoundError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.checkpoint_format import Head, JobIdentity, new_head, other_option, pack, unpack
+from airflow_provider_tikvbr.rawbr.checkpoint_format import (
+    Head,
+    JobIdentity,
+    append,
+    new_head,
+    other_option,
+    pack,
+    unpack,
+)
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Listener, Note, ignore
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange
 from airflow_provider_tikvbr.rawbr.tasks import for_each, settle
@@ -77,7 +84,10 @@ class Checkpoint:
         self._discard = discard
         self._writer = secrets.token_hex(6)
         self._head = new_head(identity, self._writer)
-        self._pending: deque[bytes] = deque()
+        # What is to be saved: whole files, oldest first, with how many pieces each has, and the one that is filled.
+        self._full: deque[tuple[int, bytearray]] = deque()
+        self._open = bytearray()
+        self._in_open = 0
         self._saving = asyncio.Lock()
         self._beat: asyncio.Task[None] | None = None
         self._last: asyncio.Task[None] | None = None
@@ -160,7 +170,7 @@ class Checkpoint:
     @property
     def is_empty(self) -> bool:
         """Whether neither this try nor an earlier one has finished anything."""
-        return not (self.resumed or self._saved or self._pending)
+        return not (self.resumed or self._saved or self._unsaved)
 
     @property
     def place(self) -> str:
@@ -215,7 +225,10 @@ class Checkpoint:
         """
         if self._storage.keeps:
             # At once, while it is at hand: half a million messages that live on for half a minute cost far more.
-            self._pending.append(piece.SerializeToString())
+            append(self._open, piece.SerializeToString())
+            self._in_open += 1
+            if self._in_open >= PIECES_PER_FILE:
+                self._close_file()
 
     async def begin(self) -> None:
         """Save every half minute from now on."""
@@ -242,28 +255,8 @@ class Checkpoint:
 
     async def save(self) -> None:
         """Write what is not saved yet. A storage that does not take it now is told of; the next save tries again."""
-        async with self._saving:
-            # What comes in meanwhile waits for the next time: otherwise a save would not end, but follow a fast job
-            # with thousands of tiny files.
-            left = len(self._pending)
-            while left:
-                pieces = list(islice(self._pending, min(left, PIECES_PER_FILE)))
-                left -= len(pieces)
-                data = await asyncio.to_thread(pack, pieces, self._cipher)
-                name = f"{self._directory}/{self._writer}-{self._files + 1:06}"
-                try:
-                    await self._storage.write(name, data)
-                except TikvBrError as err:
-                    if not self._told:
-                        self._warn(f"the checkpoint in {self.place} could not be written, which is tried again: {err}")
-                    self._told = True
-                    return
-                self._told = False
-                self._files += 1
-                for _ in pieces:
-                    self._pending.popleft()
-                self._saved += len(pieces)
-                self._listener(CheckpointSaved(place=self.place, pieces=self._saved))
+        self._close_file()
+        await self._write_full()
 
     async def remove(self) -> None:
         """Delete it: the job is done.
@@ -284,6 +277,35 @@ class Checkpoint:
                 await delete(head)
 
     # --- inside ---
+
+    @property
+    def _unsaved(self) -> int:
+        return sum(count for count, _ in self._full) + self._in_open
+
+    def _close_file(self) -> None:
+        if self._in_open:
+            self._full.append((self._in_open, self._open))
+            self._open, self._in_open = bytearray(), 0
+
+    async def _write_full(self) -> None:
+        async with self._saving:
+            # What comes in meanwhile waits for the next time: otherwise a save would not end.
+            for _ in range(len(self._full)):
+                count, pieces = self._full[0]
+                data = await asyncio.to_thread(pack, pieces, self._cipher)
+                name = f"{self._directory}/{self._writer}-{self._files + 1:06}"
+                try:
+                    await self._storage.write(name, data)
+                except TikvBrError as err:
+                    if not self._told:
+                        self._warn(f"the checkpoint in {self.place} could not be written, which is tried again: {err}")
+                    self._told = True
+                    return
+                self._told = False
+                self._files += 1
+                self._full.popleft()
+                self._saved += count
+                self._listener(CheckpointSaved(place=self.place, pieces=self._saved))
 
     async def _begin_anew(self, found: Head | None) -> None:
         """Forget everything that is there, and write a new head.
@@ -332,9 +354,11 @@ class Checkpoint:
         saved_at = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, SAVE_INTERVAL_S))
-            if time.monotonic() - saved_at >= SAVE_INTERVAL_S or len(self._pending) >= PIECES_PER_FILE:
+            if time.monotonic() - saved_at >= SAVE_INTERVAL_S:
                 saved_at = time.monotonic()
                 await settle(self.save())
+            elif self._full:
+                await settle(self._write_full())
 
     async def _end(self, beat: asyncio.Task[None]) -> None:
         await asyncio.gather(beat, return_exceptions=True)
@@ -347,7 +371,7 @@ class Checkpoint:
         if not self._last.done():
             self._warn(
                 f"{self.place} did not take what was finished last within {SAVE_AT_STOP_S:g} s: another try may do"
-                f" {len(self._pending)} pieces again"
+                f" {self._unsaved} pieces again"
             )
             return
         error = self._last.exception()

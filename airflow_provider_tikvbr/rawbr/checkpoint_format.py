@@ -114,17 +114,25 @@ def _digest(salt: str, name: str, value: str) -> str:
     ).hexdigest()
 
 
-def pack(pieces: list[bytes], cipher: Cipher) -> bytes:
+def append(pieces: bytearray, data: bytes) -> None:
+    """Put a piece behind others.
+
+    :param pieces: the others, each as its length and itself.
+    :param data: the piece as a ``BackupResponse``, serialised.
+    """
+    pieces += len(data).to_bytes(LENGTH_BYTES, "big")
+    pieces += data
+
+
+def pack(pieces: bytes | bytearray, cipher: Cipher) -> bytes:
     """A file of pieces: magic, then, encrypted as a whole, a digest of the rest and each piece with its length.
 
-    :param pieces: each as a ``BackupResponse``, serialised.
+    :param pieces: as :func:`append` puts them together.
     """
-    parts: list[bytes] = []
-    for data in pieces:
-        parts += (len(data).to_bytes(LENGTH_BYTES, "big"), data)
-    body = b"".join(parts)
-    body = hashlib.sha256(body).digest() + body
-    iv = b"" if cipher.is_plain else new_iv()
+    body = b"".join((hashlib.sha256(pieces).digest(), pieces))
+    if cipher.is_plain:
+        return MAGIC + body
+    iv = new_iv()
     return MAGIC + iv + cipher.encrypt(body, iv)
 
 

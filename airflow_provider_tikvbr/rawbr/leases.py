@@ -179,7 +179,18 @@ class Lease(ABC):
                 return ""
 
 
-class _StoresLease(Lease):
+class ClusterLease(Lease):
+    """A change that can be taken back by whoever comes after one that was killed."""
+
+    @abstractmethod
+    async def claim(self) -> None:
+        """Take for ours what somebody who is gone may have left, so that :meth:`stop` takes it back.
+
+        :raises TikvBrError: the cluster does not tell what there is.
+        """
+
+
+class _StoresLease(ClusterLease):
     """A change of every store that may hold data, those that are being removed too: their peers take files in as well.
 
     One that does not answer now is told of, and gets it at a renewal.
@@ -209,6 +220,10 @@ class _StoresLease(Lease):
             self.listener(Note(level="warning", message=f"{self.name} is not set on every store yet: {err}"))
             told = True
         self._begin_to_keep(told=told)
+
+    async def claim(self) -> None:
+        """Take every store for changed."""
+        self._touched.update(store.id for store in await self.cluster.data_stores())
 
     async def arm(self) -> None:
         """Change all stores, each whatever becomes of the others."""
@@ -270,10 +285,16 @@ class SpeedLimitLease(_StoresLease):
         # Renewed for stores that restart meanwhile: they forget it.
         super().__init__(cluster, renew_s=SPEED_LIMIT_RENEW_S if bytes_per_s else 0, listener=listener)
         self.bytes_per_s = bytes_per_s
+        self._may_be_limited = bytes_per_s > 0
+
+    async def claim(self) -> None:
+        """Take every store for limited."""
+        await super().claim()
+        self._may_be_limited = True
 
     def undo_steps(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """One step per store, if there is a limit at all."""
-        return super().undo_steps() if self.bytes_per_s else {}
+        return super().undo_steps() if self._may_be_limited else {}
 
     async def change(self, client: StoreClient) -> None:
         """Limit one store."""
@@ -284,7 +305,7 @@ class SpeedLimitLease(_StoresLease):
         await client.set_download_speed_limit(0)
 
 
-class SchedulerLease(Lease):
+class SchedulerLease(ClusterLease):
     """PD neither balances nor merges regions meanwhile.
 
     Unlike tikv-br's, the changed settings are temporary ones (``POST /pd/api/v1/config?ttlSecond=``), so that PD
@@ -299,14 +320,25 @@ class SchedulerLease(Lease):
         self._settings: dict[str, int | bool | str] = {}
         self._paused: list[str] = []
 
+    async def claim(self) -> None:
+        """Take the schedulers that exist for paused, and the settings that PD knows for set."""
+        await self._choose_settings()
+        self._paused = await self._schedulers()
+
+    async def _choose_settings(self) -> None:
+        stores = await self.cluster.up_stores()
+        self._settings = temporary_settings(await self.cluster.http.schedule_config(), stores=len(stores))
+
+    async def _schedulers(self) -> list[str]:
+        return sorted(SCHEDULERS & set(await self.cluster.http.schedulers()))
+
     async def arm(self) -> None:
         """Pause the schedulers that exist and set the settings that PD knows."""
         http = self.cluster.http
         if not self._settings:
-            stores = await self.cluster.up_stores()
-            self._settings = temporary_settings(await http.schedule_config(), stores=len(stores))
+            await self._choose_settings()
         await http.set_schedule_ttl(self._settings, PAUSE_S)
-        for name in sorted(SCHEDULERS & set(await http.schedulers())):
+        for name in await self._schedulers():
             if name not in self._paused:
                 self._paused.append(name)
             await http.pause_scheduler(name, PAUSE_S)
@@ -361,6 +393,21 @@ async def hold(*leases: Held) -> AsyncIterator[None]:
         yield
     finally:
         await settle(_stop_all(begun))
+
+
+async def put_back(*leases: ClusterLease) -> None:
+    """Take back what an earlier try of the job may have left that was killed. What cannot be undone is told."""
+    await asyncio.gather(*(_put_back(lease) for lease in leases))
+
+
+async def _put_back(lease: ClusterLease) -> None:
+    try:
+        await lease.claim()
+    except TikvBrError as err:
+        message = f"{lease.name} may be left of an earlier try; {lease.expiry}: {err}"
+        lease.listener(Note(level="warning", message=message))
+    else:
+        await lease.stop()
 
 
 async def _stop_all(leases: Sequence[Held]) -> None:

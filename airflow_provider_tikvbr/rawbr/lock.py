@@ -129,7 +129,7 @@ class StorageLock:
         lock = cls(
             storage=storage,
             name=name,
-            record=LockRecord.of_this_process(owner),
+            record=await asyncio.to_thread(LockRecord.of_this_process, owner),
             times=times or LockTimes(),
             listener=listener,
             otherwise=otherwise,

@@ -201,7 +201,7 @@ async def why_abandoned(
     """
     if record.is_foreign:
         return ""
-    if judge(record) is Verdict.DIED:
+    if await asyncio.to_thread(judge, record) is Verdict.DIED:
         return "its process is gone"
     age = record.age_s
     if age is None or age <= stale_s:

@@ -91,7 +91,7 @@ async def _lock_step(storage: Storage, name: str) -> Step | None:
         return None
     why = await why_abandoned(storage, name, record, watch_s=WATCH_S)
     if not why:
-        raise _held(storage, name, record)
+        raise _held(storage, name, record, await asyncio.to_thread(judge, record))
     short = name.rpartition("/")[2]
     return Step(
         found=Repair(what=f"{short} in {lock_place(storage, name)}", before=f"of {record}: {why}", after="removed"),
@@ -111,11 +111,11 @@ def _removal(storage: Storage, name: str, record: LockRecord) -> Callable[[], Aw
     return act
 
 
-def _held(storage: Storage, name: str, record: LockRecord) -> StorageLockedError:
+def _held(storage: Storage, name: str, record: LockRecord, verdict: Verdict) -> StorageLockedError:
     place = lock_place(storage, name)
     if record.is_foreign:
         said = f"{name} in {storage.display_url} does not say who holds it: delete it if no job is running"
-    elif judge(record) is Verdict.LIVES:
+    elif verdict is Verdict.LIVES:
         said = f"{place} is locked by {record}, which runs on this machine: let it end, or stop it"
     else:
         said = f"{place} is locked by {record}, which may live: let it end, or try again two minutes after it has died"

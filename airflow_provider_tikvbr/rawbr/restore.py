@@ -31,7 +31,14 @@ from airflow_provider_tikvbr.rawbr.gates import (
     check_can_encrypt,
 )
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_read
-from airflow_provider_tikvbr.rawbr.leases import ImportModeLease, Lease, SchedulerLease, SpeedLimitLease, hold
+from airflow_provider_tikvbr.rawbr.leases import (
+    ClusterLease,
+    ImportModeLease,
+    SchedulerLease,
+    SpeedLimitLease,
+    hold,
+    put_back,
+)
 from airflow_provider_tikvbr.rawbr.limits import region_limits
 from airflow_provider_tikvbr.rawbr.meta import backup_ts_in, read_meta
 from airflow_provider_tikvbr.rawbr.options import RestoreOptions
@@ -162,6 +169,9 @@ async def _go_on(
     if checkpoint.left:
         await _split(cluster, plan, checkpoint.left, options, listener)
         await _import(cluster, storage, plan, checkpoint, options, listener)
+    elif checkpoint.resumed:
+        # The try that did the last of it may have been killed before it had put the cluster back.
+        await put_back(*_leases(cluster, options, listener))
     if options.checksum:
         try:
             await _verify(cluster, plan.keys, expected, options, listener)
@@ -245,7 +255,7 @@ async def _import(
         )
 
 
-def _leases(cluster: Cluster, options: RestoreOptions, listener: Listener) -> Iterable[Lease]:
+def _leases(cluster: Cluster, options: RestoreOptions, listener: Listener) -> Iterable[ClusterLease]:
     yield SpeedLimitLease(cluster, bytes_per_s=options.rate_limit, listener=listener)
     if not options.online:
         yield ImportModeLease(cluster, interval_s=options.switch_mode_interval_s, listener=listener)

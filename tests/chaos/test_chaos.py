@@ -26,6 +26,7 @@ FAULTS = range(7, 25)
 CALM = range(500, 503)
 KILLS = (
     ("worker", 1),
+    ("triggerer", 41),  # tests/rawbr/test_backup_resume.py: killed between the end of the backup and that of the pause
     ("triggerer", 101),  # tests/storage/test_local.py: unfinished files of a killed writer
 )
 # Runs mostly wait, so that more of them than there are processors are no slower.

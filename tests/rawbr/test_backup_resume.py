@@ -27,6 +27,7 @@ from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.rawbr import checkpoint as checkpoints
 from airflow_provider_tikvbr.rawbr import coverage, gaps, push, safepoint
 from airflow_provider_tikvbr.rawbr.backup import backup
+from airflow_provider_tikvbr.rawbr.leases import SchedulerLease
 from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
@@ -39,6 +40,7 @@ from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec
 from tests.rawbr.jobs import Events, checksum_of, cluster, failed, make_pairs, meanwhile, names
 from tests.rawbr.test_backup import content
+from tests.support.target import is_as_before
 
 T = TypeVar("T")
 V1, V1TTL, V2 = ApiVersion
@@ -346,6 +348,23 @@ async def test_a_complete_backup_is_only_compared(version: ApiVersion, tmp_path:
     assert summary.verified
     assert (summary.total_ranges, summary.backup_total_regions) == (8, 8)
     assert any("only its last steps are left" in note for note in events.notes)
+
+
+async def test_a_backup_that_was_killed_when_it_was_complete_is_put_right(tmp_path: Path) -> None:
+    """Between ``backupmeta`` and the end of the pause, which the next try has to end."""
+    place = tmp_path / "place"
+    async with cluster(tmp_path) as (embedded, client):
+        embedded.faults.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        with pytest.raises(BudgetExceededError):
+            await run(client, place, checksum=True, budget="300ms", remove_schedulers=True)
+        embedded.faults.clear()
+        lease = SchedulerLease(client)
+        await lease.begin()
+        await lease.pause()
+        assert not is_as_before(embedded)
+        summary = await run(client, place, remove_schedulers=True)
+        assert is_as_before(embedded)
+    await check(place, summary)
 
 
 async def test_without_resuming_nobody_is_promised_another_try(tmp_path: Path) -> None:

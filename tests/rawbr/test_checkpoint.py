@@ -190,7 +190,8 @@ async def test_a_full_file_is_written_at_once(storage: Stumbling, monkeypatch: p
     async with checkpoint.keeping():
         for number in range(4):
             checkpoint.add(answer(number))
-        await until(lambda: len(names(storage.path)) == 3)
+        await until(lambda: len(names(storage.path)) == 2)
+        assert await all_of(await opened(storage)) == [piece(0), piece(1), piece(2)]
 
 
 # --- another job ---

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from airflow_provider_tikvbr.embedded.fault_rules import Kind, Rule
 from airflow_provider_tikvbr.exceptions import BudgetExceededError, ProtocolError, StoreUnavailableError
 from airflow_provider_tikvbr.proto import methods
 from airflow_provider_tikvbr.rawbr import leases
@@ -17,8 +18,10 @@ from airflow_provider_tikvbr.rawbr.leases import (
     SchedulerLease,
     SpeedLimitLease,
     hold,
+    put_back,
     temporary_settings,
 )
+from airflow_provider_tikvbr.tikv.cluster import Cluster
 from tests.support.target import is_as_before, target, warnings_in
 from tests.support.waiting import until
 
@@ -268,3 +271,50 @@ async def test_one_store_that_is_down_does_not_keep_the_others_changed(
         found = warnings_in(events)
         assert len(found) == 2
         assert all("; a store " in message and ": store 2 (" in message for message in found)
+
+
+# --- what a killed job has left ---
+
+
+async def leave_all(cluster: Cluster) -> None:
+    """Change all that there is to change, as a job that is killed."""
+    for lease in (
+        ImportModeLease(cluster, interval_s=300),
+        SpeedLimitLease(cluster, bytes_per_s=5),
+        SchedulerLease(cluster),
+    ):
+        await lease.begin()
+        await lease.pause()
+
+
+async def test_what_a_killed_job_has_left_is_put_back(tmp_path: Path) -> None:
+    async with target(tmp_path, stores=2) as (embedded, cluster):
+        config = embedded.pd.config.values()
+        await leave_all(cluster)
+        for made in (ImportModeLease(cluster, interval_s=300), SpeedLimitLease(cluster, bytes_per_s=0)):
+            await put_back(made)
+        assert not any(e.import_mode.is_on or e.download_limiter.rate for e in embedded.engines.values())
+        assert not is_as_before(embedded)
+        await put_back(SchedulerLease(cluster))
+        assert is_as_before(embedded)
+        assert embedded.pd.config.values() == config
+
+
+async def test_what_cannot_be_put_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "UNDO_S", 0.3)
+    events: list[Event] = []
+    async with target(tmp_path, stores=2) as (embedded, cluster):
+        await leave_all(cluster)
+        embedded.faults.fail(methods.IMPORT_SWITCH_MODE, store_id=2, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        embedded.faults.add(Rule(kind=Kind.STATUS, method="GET /pd/api/v1/schedulers", status=403))
+        await put_back(
+            ImportModeLease(cluster, interval_s=300, listener=events.append),
+            SchedulerLease(cluster, listener=events.append),
+        )
+        assert [e.import_mode.is_on for e in embedded.engines.values()] == [False, True]
+    told = sorted(warnings_in(events))
+    assert len(told) == 2
+    assert "could not end import mode; a store leaves it by itself after ten minutes: store 2" in told[0]
+    assert (
+        "the pause of PD's schedulers may be left of an earlier try; it ends by itself after five minutes: " in told[1]
+    )

@@ -36,6 +36,7 @@ from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange, UserKey
+from tests.rawbr.test_leases import leave_all
 from tests.support.golden import Golden
 from tests.support.target import expected, held, is_as_before, target, warnings_in
 
@@ -122,6 +123,24 @@ async def test_a_cancelled_restore_is_gone_on_with(golden: Golden, number: int, 
         assert await held(embedded) == expected(golden)
         assert job.files == []
         assert sorted(p.name for p in job.place.iterdir()) == sorted(p.name for p in golden.path.iterdir())
+
+
+async def test_a_restore_that_was_killed_when_all_was_ingested_is_put_right(tmp_path: Path) -> None:
+    """Between the last save of its checkpoint and the end of import mode and the others, which the next try has to end."""
+    job = Job(tmp_path)
+    async with target(tmp_path, stores=3, replicas=3) as (embedded, cluster):
+        embedded.faults.fail(methods.KV_RAW_CHECKSUM, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        with pytest.raises(BudgetExceededError):
+            await job.run(cluster, checksum=True, budget="300ms")
+        embedded.faults.clear()
+        await leave_all(cluster)
+        assert not is_as_before(embedded)
+        asked = embedded.faults.fail(methods.IMPORT_DOWNLOAD, delay_s=0, times=None)
+        await job.run(cluster, checksum=True)
+        assert not asked.hits
+        assert is_as_before(embedded)
+        assert await held(embedded) == expected(V1_FULL)
+    assert warnings_in(job.events) == []
 
 
 async def test_a_restore_whose_lock_is_lost_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
