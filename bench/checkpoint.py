@@ -1,6 +1,6 @@
 """What keeping a checkpoint costs a backup: the answers of a pretended store, taken in with and without one, in turn.
 
-    python bench/checkpoint.py --regions 520000 --rounds 3
+    python bench/checkpoint.py --regions 520000 --rounds 6
 
 The store answers as fast as it can, which no real one does: the share of a real backup's time is far smaller.
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr import checkpoint as checkpoints
@@ -113,32 +114,32 @@ async def measure(regions: int, rounds: int) -> None:
             await take_all(address, storage, save=False)
             plain: list[Run] = []
             saved: list[Run] = []
-            for _ in range(rounds):
-                plain.append(await take_all(address, storage, save=False))
-                saved.append(await take_all(address, storage, save=True))
-    plain.sort(key=lambda run: run.seconds)
-    saved.sort(key=lambda run: run.seconds)
-    # The quickest of each: whatever else the machine does only adds to a run.
-    without, with_it = plain[0].seconds, saved[0].seconds
-    print(f"regions                    {regions:>10,}")
-    print(f"without checkpoint         {without:>10.2f} s  ({regions / without:,.0f} regions/s)")
+            for number in range(rounds):
+                # Each comes first as often as the other: the machine may become slower or faster meanwhile.
+                for save in (False, True) if number % 2 else (True, False):
+                    (saved if save else plain).append(await take_all(address, storage, save=save))
+    seconds = [with_it.seconds - without.seconds for without, with_it in zip(plain, saved, strict=True)]
+    cpu = [with_it.cpu - without.cpu for without, with_it in zip(plain, saved, strict=True)]
+    whole, whole_cpu = median(run.seconds for run in plain), median(run.cpu for run in plain)
+    print(f"regions                    {regions:>10,}, in {rounds} rounds; all figures are medians of them")
+    print(f"without checkpoint         {whole:>10.2f} s  ({regions / whole:,.0f} regions/s; {_spread(plain)})")
     print(
-        f"with, every {checkpoints.SAVE_INTERVAL_S:g} s           {with_it:>10.2f} s  ({regions / with_it:,.0f} regions/s)"
+        f"with, every {checkpoints.SAVE_INTERVAL_S:g} s           {median(run.seconds for run in saved):>10.2f} s  ({_spread(saved)})"
     )
-    print(f"cost                       {with_it - without:>10.2f} s  ({with_it / without - 1:.1%} at this rate)")
-    cpu, more = (min(run.cpu for run in runs) for runs in (plain, saved))
-    print(f"cost in processor time     {more - cpu:>10.2f} s  ({more / cpu - 1:.1%} of {cpu:.2f} s)")
-    print(
-        f"spread of the runs         {plain[-1].seconds / without - 1:>10.1%} without, {saved[-1].seconds / with_it - 1:.1%} with"
-    )
+    print(f"cost                       {median(seconds):>10.2f} s  ({median(seconds) / whole:.1%} at this rate)")
+    print(f"cost in processor time     {median(cpu):>10.2f} s  ({median(cpu) / whole_cpu:.1%} of {whole_cpu:.2f} s)")
     print(f"longest write of a file    {max(run.longest_save for run in saved):>10.3f} s")
+
+
+def _spread(runs: list[Run]) -> str:
+    return f"from {min(run.seconds for run in runs):.2f} to {max(run.seconds for run in runs):.2f}"
 
 
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regions", type=int, default=520_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     arguments = parser.parse_args()
     asyncio.run(measure(arguments.regions, arguments.rounds))
     return 0
