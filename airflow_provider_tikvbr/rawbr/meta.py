@@ -31,7 +31,7 @@ from airflow_provider_tikvbr.rawbr.meta_bytes import FILES_AT_ONCE, dump_meta, f
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
-from airflow_provider_tikvbr.tikv.keys import ApiKey, ApiVersion, KeyRange
+from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiKey, ApiVersion, KeyRange
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
 
 META_NAME = "backupmeta"
@@ -44,6 +44,8 @@ RETRY_CAP_S = 5.0
 # A job that is told to stop has about five seconds; most of them go to the cluster.
 WRITE_AT_STOP_S = 1.0
 WITHDRAW_S = 1.0
+
+DEFAULT_KEYSPACE = RAW_MODE + bytes(3)
 
 # Deeper than any writer goes: one level holds a hundred million files.
 MAX_INDEX_DEPTH = 8
@@ -259,6 +261,12 @@ def _check(storage: Storage, meta: brpb_pb2.BackupMeta) -> None:
         raise _unusable(storage, f"API version {meta.api_version} is not known")
     if len(meta.raw_ranges) != 1:
         raise _unusable(storage, f"it has {len(meta.raw_ranges)} key ranges instead of one")
+    # The API version is what every writer ends with, and none at all stands for V1. Nobody but V2 has a backup-ts, and
+    # nobody else's keys begin like those of its default keyspace.
+    if int(meta.api_version) == ApiVersion.V1 and (
+        meta.end_version or meta.raw_ranges[0].start_key.startswith(DEFAULT_KEYSPACE)
+    ):
+        raise _unusable(storage, "its end is missing")
     _check_fields(storage, [meta, *meta.raw_ranges, *meta.files])
     seen: set[str] = set()
     for file in meta.files:

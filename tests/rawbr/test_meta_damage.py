@@ -182,6 +182,26 @@ async def test_an_end_that_is_missing(tmp_path: Path) -> None:
         await read_meta(storage)
 
 
+@pytest.mark.parametrize("golden", [Golden("v2", "full"), Golden("v2", "range"), Golden("v1", "range_to_v2")], ids=str)
+async def test_an_api_version_that_is_missing(golden: Golden, tmp_path: Path) -> None:
+    """Cut right before it, it would be a backup of API V1, whose restore would make a mess of a V1 cluster."""
+    storage = open_storage(str(tmp_path))
+    whole = (golden.path / META_NAME).read_bytes()
+    assert whole.endswith(b"\x90\x01\x02")
+    await storage.write(META_NAME, whole[:-3])
+    with pytest.raises(BackupInvalidError, match=r"backupmeta in .* cannot be used: its end is missing; put back"):
+        await read_meta(storage)
+
+
+async def test_an_api_version_that_is_missing_behind_a_backup_ts(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    meta = await read_meta(open_storage(RANGE.url))
+    meta.end_version = 1 << 40
+    await write_meta(storage, meta)
+    with pytest.raises(BackupInvalidError, match="its end is missing; put back"):
+        await read_meta(storage)
+
+
 @pytest.mark.parametrize("index", ["file_index", "raw_range_index"])
 async def test_an_index_that_lists_other_things(index: str, tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
