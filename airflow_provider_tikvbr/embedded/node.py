@@ -21,6 +21,9 @@ from airflow_provider_tikvbr.embedded.status import StatusServer
 from airflow_provider_tikvbr.embedded.store import store_handlers
 from airflow_provider_tikvbr.embedded.topology import Topology
 
+# Bytes of a request's first line, which holds keys: PD takes as many (Go, ``http.DefaultMaxHeaderBytes``).
+MAX_LINE = 1 << 20
+
 
 def ssl_context(tls: ServerTls) -> ssl.SSLContext:
     """The context of an HTTP server.
@@ -62,7 +65,10 @@ class PdNode:
         self._grpc_path = str(sockets / f"{member.name}.sock")
         self._grpc = GrpcServer(handlers=PdService(pd, member).handlers(), faults=faults, pd_member=member.name)
         self._runner = web.AppRunner(
-            PdHttp(pd, http_faults(faults, pd_member=member.name)).app(), shutdown_timeout=0.1, access_log=None
+            PdHttp(pd, http_faults(faults, pd_member=member.name)).app(),
+            shutdown_timeout=0.1,
+            access_log=None,
+            max_line_size=MAX_LINE,
         )
         self._context = None if tls is None else ssl_context(tls)
         self._mux: Mux | None = None

@@ -85,6 +85,11 @@ async def test_regions_are_counted_by_raw_bytes(http: httpx.AsyncClient, query: 
     assert sum(stats["store_peer_count"].values()) == 2 * count
 
 
+async def test_regions_are_counted_for_the_longest_keys(http: httpx.AsyncClient) -> None:
+    stats = await ok(http.get(f"/stats/region?start_key={'%00' * 9000}&end_key={'%FF' * 9000}"))
+    assert stats["count"] == 4
+
+
 async def test_a_scheduler_pauses_for_a_while(cluster: EmbeddedCluster, http: httpx.AsyncClient, clock: Clock) -> None:
     assert "balance-region-scheduler" in await ok(http.get("/schedulers"))
     pause = http.post("/schedulers/balance-region-scheduler", json={"delay": 300})
