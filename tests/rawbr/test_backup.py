@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiVersion, KeyCodec, KeyRange, RegionKey, UserKey
 from airflow_provider_tikvbr.tikv.values import decode_value
 from tests.rawbr.jobs import Events, SlowToTell, checksum_of, cluster, failed, key, make_pairs, meanwhile, names
+from tests.support.waiting import several_times
 
 V1, V1TTL, V2 = ApiVersion
 SST_MAGIC = (0x88E241B785F4CFF7).to_bytes(8, "little")
@@ -394,8 +396,8 @@ async def test_a_backup_whose_lock_is_lost_stops_at_once(tmp_path: Path, monkeyp
     async with cluster(tmp_path, V2) as (embedded, client):
         slow = embedded.faults.fail(methods.BACKUP, store_id=1, delay_s=600)
 
-        def steal() -> None:
-            (place / BACKUP_LOCK).write_bytes(other.dump())
+        def steal() -> Coroutine[Any, Any, None]:
+            return several_times(partial((place / BACKUP_LOCK).write_bytes, other.dump()))
 
         with pytest.raises(StorageLockedError, match=r"was lost to run-2 \(host w1, .* this job stops"):
             await asyncio.wait_for(meanwhile(run(client, place, owner="run-1"), lambda: slow.hits == 1, steal), 60)

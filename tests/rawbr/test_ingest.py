@@ -124,8 +124,9 @@ async def test_what_is_there_is_not_downloaded_again_for_a_busy_store(
     monkeypatch.setattr(ingest, "INSIST_S", 0.1)
     async with target(tmp_path) as (embedded, cluster):
         downloads = embedded.faults.fail(methods.IMPORT_DOWNLOAD, times=None)
+        # All to the first file.
         embedded.faults.fail(methods.IMPORT_MULTI_INGEST, response=response, times=12)
-        await run(cluster, checksum=True)
+        await run(cluster, checksum=True, concurrency=1)
     files = len((await read_meta(open_storage(V1_FULL.url))).files)
     assert (downloads.hits > files) == fresh
 

@@ -27,7 +27,7 @@ from airflow_provider_tikvbr.rawbr.tasks import is_handover
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.local import LocalStorage
-from tests.support.waiting import until
+from tests.support.waiting import several_times, until
 
 FAST = LockTimes(heartbeat_s=0.02, stale_s=60, watch_s=0.3, settle_s=0.2, patience_s=1)
 OTHER = LockRecord(owner="run2", holder="other", host="h2", pid=1, started="s", heartbeat="t")
@@ -414,7 +414,11 @@ async def test_work_ends_when_its_lock_is_lost(
 
     async def job() -> None:
         async with StorageLock.acquire(storage, owner="run1", times=FAST) as lock:
-            await asyncio.gather(lock.guard(forever(stopped)), lose(storage))
+            losing = asyncio.create_task(several_times(lambda: lose(storage)))
+            try:
+                await lock.guard(forever(stopped))
+            finally:
+                await losing
 
     with pytest.raises(StorageLockedError, match=sentence) as caught:
         await asyncio.wait_for(job(), 30)
@@ -440,8 +444,7 @@ async def test_work_ends_when_its_lock_cannot_be_kept(tmp_path: Path) -> None:
 
 async def test_work_does_not_begin_without_the_lock(storage: Storage) -> None:
     async with StorageLock.acquire(storage, owner="run1", times=FAST) as lock:
-        await steal(storage)
-        await asyncio.sleep(0.2)
+        await several_times(lambda: steal(storage))
         with pytest.raises(StorageLockedError, match="was lost to run2"):
             await lock.guard(forever([]))
 

@@ -39,6 +39,7 @@ from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange, UserKey
 from tests.rawbr.test_leases import leave_all
 from tests.support.golden import Golden
 from tests.support.target import expected, held, is_as_before, target, warnings_in
+from tests.support.waiting import several_times
 
 V1_FULL = Golden("v1", "full")
 V2_FULL = Golden("v2", "full")
@@ -153,11 +154,13 @@ async def test_a_restore_whose_lock_is_lost_stops(tmp_path: Path, monkeypatch: p
         def steal(event: Progress) -> None:
             if event.done == 3:
                 (path,) = [path for path in job.files if path.name == RESTORE_LOCK]
-                path.write_bytes(other.dump())
+                thefts.append(asyncio.create_task(several_times(partial(path.write_bytes, other.dump()))))
 
+        thefts: list[asyncio.Task[None]] = []
         job.act = steal
         with pytest.raises(StorageLockedError, match=r"was lost to run-2 \(host w1, .* this job stops"):
             await job.run(cluster, concurrency=1, owner="run-1")
+        await asyncio.gather(*thefts)
         assert slow.hits <= 1
         assert is_as_before(embedded)
         embedded.faults.clear()

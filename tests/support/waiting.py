@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 LIMIT_S = 30.0
 POLL_S = 0.005
@@ -17,3 +18,12 @@ async def until(happens: Callable[[], object]) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"it did not happen within {LIMIT_S:g} s")
         await asyncio.sleep(POLL_S)
+
+
+async def several_times(act: Callable[[], Any]) -> None:
+    """Do something that others may undo who are just about to write, until one of the times must have come to stay."""
+    for _ in range(20):
+        done = act()
+        if asyncio.iscoroutine(done):
+            await done
+        await asyncio.sleep(0.02)
