@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from airflow_provider_tikvbr.timelimit import within
+
 
 class RateLimiter:
     """Spaces out bytes so that their rate stays below a limit, which may change at any time.
@@ -42,7 +44,7 @@ class RateLimiter:
         if self._changed is None:
             self._changed = asyncio.Event()
         try:
-            await asyncio.wait_for(self._changed.wait(), max(self._free_at - self._clock(), 0))
+            await within(max(self._free_at - self._clock(), 0), self._changed.wait())
         except asyncio.TimeoutError:
             return
 

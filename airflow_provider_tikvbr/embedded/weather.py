@@ -15,6 +15,7 @@ from typing import NamedTuple
 from airflow_provider_tikvbr.embedded.cluster import EmbeddedCluster
 from airflow_provider_tikvbr.embedded.reshape import choose_merges, shuffle_leaders, split_all, split_one
 from airflow_provider_tikvbr.embedded.weather_events import Happening, WeatherEvent, check_places, events_from_json
+from airflow_provider_tikvbr.timelimit import within
 
 # What a deed tells of itself, to be read by people; what it wants done later goes through ``Weather._later``.
 Deed = Callable[[WeatherEvent, random.Random], Awaitable[str]]
@@ -169,7 +170,7 @@ class Weather:
             wait_s = self._queue[0].at_s - self.now_s if self._queue else None
             if wait_s is None or wait_s > 0:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), wait_s)
+                    await within(wait_s, self._woken.wait())
                 continue
             await heapq.heappop(self._queue).do()
             # Most deeds wait for nothing, and the servers have to get on too.

@@ -28,6 +28,7 @@ from airflow_provider_tikvbr.tikv.options import (
     parse_keyspace,
     parse_pd,
 )
+from airflow_provider_tikvbr.timelimit import within
 
 if TYPE_CHECKING:
     from airflow_provider_tikvbr.tikv.cluster import ClusterDescription
@@ -187,7 +188,7 @@ class TiKVHook(BaseHook):
 
         async def look(_: object) -> ClusterDescription:
             async with await Cluster.connect(options) as cluster:
-                return await asyncio.wait_for(cluster.describe(), options.connect_timeout_s)
+                return await within(options.connect_timeout_s, cluster.describe())
 
         return EngineJob(look, name="tikv-describe").run()
 

@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
 from airflow_provider_tikvbr.tikv.store import StoreClient
+from airflow_provider_tikvbr.timelimit import within
 
 # All of an undo, with its retries: a job that is told to stop has about five seconds.
 UNDO_S = 3.0
@@ -166,7 +167,7 @@ class Lease(ABC):
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await asyncio.wait_for(step(), max(deadline - loop.time(), 0.1))
+                await within(max(deadline - loop.time(), 0.1), step())
             except asyncio.TimeoutError:
                 return "no answer in time"
             except TikvBrError as err:

@@ -34,6 +34,7 @@ from airflow_provider_tikvbr.tikv.errors import MESSAGE_ONLY
 from airflow_provider_tikvbr.tikv.keys import ApiKey, KeyRange, RegionKey
 from airflow_provider_tikvbr.tikv.model import Region
 from airflow_provider_tikvbr.tikv.regions import PAGE
+from airflow_provider_tikvbr.timelimit import within
 
 # How long a region may refuse files for a reason that we do not know, before they are downloaded afresh. A store that is
 # only busy is never sent them again for it.
@@ -203,7 +204,7 @@ class Restorer:
             await asyncio.sleep(0)
             return
         try:
-            await asyncio.wait_for(self._parking.changed.wait(), timeout)
+            await within(timeout, self._parking.changed.wait())
         except asyncio.TimeoutError:
             return
 

@@ -23,6 +23,7 @@ from airflow_provider_tikvbr.exceptions import (
     StorageUnavailableError,
     TikvBrError,
 )
+from airflow_provider_tikvbr.timelimit import within
 
 # Each is a Java machine of some hundred megabytes.
 AT_ONCE = 4
@@ -137,7 +138,7 @@ class HdfsCommand:
             limit = LIMIT_S + len(data) / BYTES_PER_S
             process = await self._start(words)
             try:
-                out, err = await asyncio.wait_for(process.communicate(data), limit)
+                out, err = await within(limit, process.communicate(data))
             except asyncio.TimeoutError:
                 raise StorageUnavailableError(
                     f"hdfs dfs {command} on {self._shown} did not end in {limit:.0f} s", url=self._shown
@@ -183,4 +184,4 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.wait(), GRACE_S)
+            await within(GRACE_S, process.wait())

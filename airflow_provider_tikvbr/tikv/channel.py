@@ -29,6 +29,7 @@ from airflow_provider_tikvbr.tikv.addresses import Target
 from airflow_provider_tikvbr.tikv.certificates import Certificates
 from airflow_provider_tikvbr.tikv.options import GrpcOptions, TlsOptions
 from airflow_provider_tikvbr.tikv.security import diagnose
+from airflow_provider_tikvbr.timelimit import within
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
@@ -233,7 +234,7 @@ class Connection:
     async def _read(self, call: Any, method: Method[Any, Any], idle_timeout_s: float | None) -> Any:
         with self._classified(method):
             try:
-                return await asyncio.wait_for(call.read(), idle_timeout_s)
+                return await within(idle_timeout_s, call.read())
             except asyncio.TimeoutError:
                 raise self._silent(method, idle_timeout_s) from None
 

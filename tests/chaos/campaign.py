@@ -49,6 +49,8 @@ from tests.chaos.world import (
 # The last try of a phase is made in fine weather, and has to succeed.
 TRIES = 4
 CANCEL_LIMIT_S = 5.5
+# After so many passes of the loop a cancellation has come to everything that the job has under way.
+CANCEL_PASSES = 100
 # What a try may take beside its schedule and its budget.
 SPARE_S = 10.0
 # By then everything that a job holds by a lease is over.
@@ -75,6 +77,7 @@ class Run:
         self._place = self._dir / "backup"
         self._url = f"local://{self._place}"
         self._notes: list[str] = []
+        self._latest: Progress | None = None
         self._lock_may_be_left = False
 
     def make_world(self) -> None:
@@ -128,8 +131,10 @@ class Run:
             self._say(f"  {event.level}: {event.message[:600]}")
         elif isinstance(event, CheckpointSaved):
             self.outcome.counts["checkpoint saved"] += 1
-        elif isinstance(event, Progress) and event.done > event.total:
-            self.outcome.find(f"progress beyond its end: {event}")
+        elif isinstance(event, Progress):
+            self._latest = event
+            if event.done > event.total:
+                self.outcome.find(f"progress beyond its end: {event}")
 
     # --- the phases ---
 
@@ -325,7 +330,7 @@ class Run:
             async with storage, await Cluster.connect(options) as cluster:
                 return await job(storage, cluster)
 
-        self._notes = []
+        self._notes, self._latest = [], None
         before = checks.our_tasks()
         started = time.monotonic()
         async with schedule.playing(side.cluster, self.outcome.counts):
@@ -357,11 +362,15 @@ class Run:
         self, what: str, task: asyncio.Task[Any], cancel_s: float | None, limit_s: float
     ) -> tuple[str, Any]:
         cancelled_at: float | None = None
+        at_stop: Progress | None = None
         if cancel_s is not None:
             await asyncio.wait({task}, timeout=cancel_s)
             if not task.done():
                 cancelled_at = time.monotonic()
                 task.cancel()
+                for _ in range(CANCEL_PASSES):
+                    await asyncio.sleep(0)
+                at_stop = self._latest
         await asyncio.wait({task}, timeout=limit_s)
         if not task.done():
             stacks = io.StringIO()
@@ -374,11 +383,15 @@ class Run:
             return "stuck", None
         if cancelled_at is not None and (took_s := time.monotonic() - cancelled_at) > CANCEL_LIMIT_S:
             self.outcome.find(f"{what}: it took {took_s:.1f} s to stop")
+        if cancelled_at is not None and self._latest is not at_stop:
+            self.outcome.find(f"{what}: it was cancelled at {at_stop}, and went on to {self._latest}")
         if task.cancelled():
             if cancelled_at is None:
                 self.outcome.find(f"{what}: it has cancelled itself")
             return "cancelled", None
         if (error := task.exception()) is None:
+            if cancelled_at is not None:
+                self.outcome.find(f"{what}: it was cancelled, and says that it is done")
             return "ok", task.result()
         if not isinstance(error, TikvBrError) or not str(error).strip():
             self.outcome.find(f"{what}: it raised {''.join(traceback.format_exception(error))}")
