@@ -57,11 +57,13 @@ def replace_peers(embedded: EmbeddedCluster, store_id: int) -> None:
             embedded.topology.move_peer(region.id, store_id, free[0])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _short_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For stores that stay away: nothing can be undone there."""
     monkeypatch.setattr(leases, "UNDO_S", 0.3)
 
 
+@pytest.mark.usefixtures("_short_undo")
 @pytest.mark.parametrize("concurrency", [1, 64])
 async def test_regions_whose_peers_all_live_go_on_and_the_next_try_does_the_rest(
     concurrency: int, tmp_path: Path
@@ -89,6 +91,7 @@ async def test_regions_whose_peers_all_live_go_on_and_the_next_try_does_the_rest
         assert is_as_before(embedded)
 
 
+@pytest.mark.usefixtures("_short_undo")
 async def test_pd_replaces_the_peers_of_a_store_that_is_gone_for_good(tmp_path: Path) -> None:
     async with target(tmp_path, stores=4, replicas=3, split_keys=BORDERS) as (embedded, cluster):
         await embedded.stop_store(4)
@@ -174,6 +177,7 @@ async def test_a_peer_that_comes_between_download_and_ingest_gets_the_file_first
         assert nobody_died(embedded)
 
 
+@pytest.mark.usefixtures("_short_undo")
 async def test_a_store_that_never_answers_keeps_leases_only_for_its_own_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
