@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from airflow_provider_tikvbr.exceptions import JobCancelledError
 from airflow_provider_tikvbr.rawbr.events import CheckpointSaved, Event, Listener, Note, Progress
+from airflow_provider_tikvbr.rawbr.tasks import Threads
 
 T = TypeVar("T")
 
@@ -166,11 +167,17 @@ class EngineJob(Generic[T]):
             self._news.put(None)
 
     async def _supervised(self) -> T:
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        threads = Threads()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(threads)
+        self._loop, self._task = loop, asyncio.current_task()
         if self._cancelled:
             raise asyncio.CancelledError
-        return await self._work(self._listen)
+        try:
+            return await self._work(self._listen)
+        except BaseException:
+            threads.stopped = True
+            raise
 
 
 def _now(progress: Progress, at: float) -> Progress:

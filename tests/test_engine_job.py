@@ -113,6 +113,32 @@ def test_a_cancelled_job_cleans_up_and_says_so() -> None:
     assert job.cancelled
 
 
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_thread_that_hangs_does_not_hold_a_job_that_is_over(end: str) -> None:
+    """As one in a storage that does not answer any more."""
+    started, released, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        started.set()
+        released.wait(60)
+        ended.set()
+
+    async def work(listener: Listener) -> None:
+        asyncio.get_running_loop().run_in_executor(None, hang)
+        await asyncio.to_thread(started.wait, 30)
+        if end == "failed":
+            raise InvalidOptionError("no", parameter="x")
+        job.cancel()
+        await forever(listener)
+
+    job = EngineJob(work)
+    with pytest.raises(JobCancelledError if end == "cancelled" else InvalidOptionError):
+        job.run()
+    assert not ended.is_set()
+    released.set()
+    assert ended.wait(30)
+
+
 def test_a_job_cancelled_before_it_starts_never_starts() -> None:
     async def work(listener: Listener) -> None:
         raise AssertionError

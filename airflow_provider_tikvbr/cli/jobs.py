@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -23,6 +22,7 @@ from airflow_provider_tikvbr.cli.progress import BarProgress, LogProgress
 from airflow_provider_tikvbr.exceptions import JobCancelledError, TikvBrError
 from airflow_provider_tikvbr.logfile import LOGGER, logging_to, parse_level, parse_log_format
 from airflow_provider_tikvbr.rawbr.events import Event, Listener
+from airflow_provider_tikvbr.rawbr.tasks import Threads
 
 # Set in the environment, it sends the log to the terminal, as with tikv-br.
 LOG_TO_TERMINAL = "BR_LOG_TO_TERM"
@@ -167,16 +167,6 @@ def _logs(output: Output) -> Iterator[_Logs]:
         yield logs
 
 
-class _Threads(ThreadPoolExecutor):
-    """The loop's threads, which are not waited for once a job is stopped: one may hang in a storage or a look-up."""
-
-    stopped = False
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let them end, and wait for that unless the job is stopped."""
-        super().shutdown(wait and not self.stopped, cancel_futures=cancel_futures or self.stopped)
-
-
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     """Await the work; the first signal to stop cancels it, a second one ends the process.
 
@@ -185,7 +175,7 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     received: list[signal.Signals] = []
-    threads = _Threads()
+    threads = Threads()
     loop.set_default_executor(threads)
 
     def stop(sign: signal.Signals) -> None:

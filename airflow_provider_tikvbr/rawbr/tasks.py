@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -43,6 +44,19 @@ def is_handover() -> bool:
     """Whether the host has said so."""
     handover = _handover.get()
     return handover is not None and handover.announced
+
+
+class Threads(ThreadPoolExecutor):
+    """A loop's threads, which are not waited for once its job is stopped: one may hang in a storage or a look-up.
+
+    :ivar stopped: whether it is.
+    """
+
+    stopped = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let them end, and wait for that unless the job is stopped."""
+        super().shutdown(wait and not self.stopped, cancel_futures=cancel_futures or self.stopped)
 
 
 async def all_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
