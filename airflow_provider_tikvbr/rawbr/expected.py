@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastcrc import crc64
 
@@ -32,15 +32,22 @@ async def expected_checksum(
     :param keys: the range, as API keys of the backup.
     :raises BackupFileError: a file that has to be read is missing or damaged.
     """
+    # In a thread: there may be half a million.
+    total, cut = await asyncio.to_thread(_by_entries, meta.files, keys)
+    counted = await _count_files(storage, ApiVersion(meta.api_version), cut, keys, cipher)
+    return sum(counted, total)
+
+
+def _by_entries(files: Iterable[brpb_pb2.File], keys: KeyRange[ApiKey]) -> tuple[Checksum, Sequence[brpb_pb2.File]]:
+    """What the entries of files tell of a range, and the files that it cuts."""
     total, cut = Checksum(), []
-    for file in meta.files:
+    for file in files:
         held = file_range(file)
         if keys.covers(held):
             total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
         elif keys.intersect(held) is not None:
             cut.append(file)
-    counted = await _count_files(storage, ApiVersion(meta.api_version), cut, keys, cipher)
-    return sum(counted, total)
+    return total, cut
 
 
 async def _count_files(

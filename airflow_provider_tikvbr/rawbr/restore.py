@@ -94,7 +94,8 @@ async def restore(
     # In a thread: whoever gives out credentials may have to be asked for them.
     check_can_read(cluster, await asyncio.to_thread(storage.backend))
     meta = await read_meta(storage, options.cipher)
-    plan = make_plan(meta, cluster.codec, options.keys)
+    # In a thread: there may be half a million files.
+    plan = await asyncio.to_thread(make_plan, meta, cluster.codec, options.keys)
     await verify_files(
         storage,
         [planned.file for planned in plan.files],
@@ -140,47 +141,35 @@ async def _restore(
     listener: Listener,
 ) -> None:
     try:
-        await _go_on(cluster, storage, plan, checkpoint, options, expected, listener)
+        if checkpoint.resumed and await was_dropped(cluster, checkpoint.works):
+            message = (
+                "the target no longer holds what an earlier try has restored, as if the range was emptied meanwhile: all of"
+                " it is restored again"
+            )
+            listener(Note(level="warning", message=message))
+            await checkpoint.start_over()
+        if not checkpoint.resumed:
+            await _tell_of_data(cluster, plan.keys, listener)
+        if checkpoint.left:
+            await _split(cluster, plan, checkpoint.left, options, listener)
+            await _import(cluster, storage, plan, checkpoint, options, listener)
+        elif checkpoint.resumed:
+            # The try that did the last of it may have been killed before it had put the cluster back.
+            await put_back(*_leases(cluster, options, listener))
+        if options.checksum:
+            try:
+                await _verify(cluster, plan.keys, expected, options, listener)
+            except ChecksumMismatchError:
+                # Whatever is wrong, going on from here would not make it right.
+                await checkpoint.remove()
+                raise
+        # As the very last thing: a try that dies before has only the comparison left.
+        await checkpoint.remove()
     except TerminalError:
         # There is nothing to go on with, and other options may be what helps.
         if checkpoint.is_empty:
             await checkpoint.remove()
         raise
-
-
-async def _go_on(
-    cluster: Cluster,
-    storage: Storage,
-    plan: RestorePlan,
-    checkpoint: RestoreCheckpoint,
-    options: RestoreOptions,
-    expected: Checksum,
-    listener: Listener,
-) -> None:
-    if checkpoint.resumed and await was_dropped(cluster, checkpoint.works):
-        message = (
-            "the target no longer holds what an earlier try has restored, as if the range was emptied meanwhile: all of"
-            " it is restored again"
-        )
-        listener(Note(level="warning", message=message))
-        await checkpoint.start_over()
-    if not checkpoint.resumed:
-        await _tell_of_data(cluster, plan.keys, listener)
-    if checkpoint.left:
-        await _split(cluster, plan, checkpoint.left, options, listener)
-        await _import(cluster, storage, plan, checkpoint, options, listener)
-    elif checkpoint.resumed:
-        # The try that did the last of it may have been killed before it had put the cluster back.
-        await put_back(*_leases(cluster, options, listener))
-    if options.checksum:
-        try:
-            await _verify(cluster, plan.keys, expected, options, listener)
-        except ChecksumMismatchError:
-            # Whatever is wrong, going on from here would not make it right.
-            await checkpoint.remove()
-            raise
-    # As the very last thing: a try that dies before has only the comparison left.
-    await checkpoint.remove()
 
 
 async def _tell_of_data(cluster: Cluster, keys: KeyRange[ApiKey], listener: Listener) -> None:
