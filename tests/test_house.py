@@ -26,14 +26,15 @@ ARROWS: Mapping[str, set[str]] = {
     "exceptions": set(),
     "logfile": {"exceptions"},
     "secret_text": set(),
+    "timelimit": set(),
     "proto": set(),
-    "storage": {"exceptions", "proto", "secret_text", "tikv.keys"},
-    "tikv": {"exceptions", "proto", "secret_text"},
-    "rawbr": {"__init__", "exceptions", "proto", "secret_text", "storage", "tikv"},
-    "embedded": {"exceptions", "proto", "storage", "tikv.keys", "tikv.values"},
+    "storage": {"exceptions", "proto", "secret_text", "tikv.keys", "timelimit"},
+    "tikv": {"exceptions", "proto", "secret_text", "timelimit"},
+    "rawbr": {"__init__", "exceptions", "proto", "secret_text", "storage", "tikv", "timelimit"},
+    "embedded": {"exceptions", "proto", "storage", "tikv.keys", "tikv.values", "timelimit"},
     "cli": {"__init__", "embedded", "exceptions", "logfile", "rawbr", "secret_text", "storage", "tikv"},
     # Everything else: what gives the engine an Airflow to live in, and alone knows Airflow.
-    "front": {"__init__", "exceptions", "logfile", "rawbr", "secret_text", "storage", "tikv"},
+    "front": {"__init__", "exceptions", "logfile", "rawbr", "secret_text", "storage", "tikv", "timelimit"},
 }
 
 MODULES = {
@@ -93,6 +94,17 @@ def test_modules_are_short() -> None:
 
 def test_the_package_asserts_nothing() -> None:
     assert [name for name, tree in MODULES.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))] == []
+
+
+def test_no_cancellation_is_lost() -> None:
+    """Before Python 3.12, ``asyncio.wait_for`` drops one that comes just as what it waits for ends."""
+    users = [
+        f"{name}:{node.lineno}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "asyncio.wait_for"
+    ]
+    assert users == []
 
 
 def test_a_key_has_a_type_of_its_own() -> None:

@@ -7,18 +7,13 @@ without a gap, and then writes backupmeta, which makes the heap of files a backu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_tikvbr.exceptions import (
-    BackupFileError,
-    BackupInvalidError,
     ChecksumMismatchError,
-    ProtocolError,
     TerminalError,
-    TikvBrError,
     TransientError,
     UnverifiedError,
 )
@@ -27,14 +22,14 @@ from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint
 from airflow_provider_tikvbr.rawbr.checksum import live_checksum, warn_of_expiry
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note, ignore
-from airflow_provider_tikvbr.rawbr.files import REMEDY, read_file, verify_files
+from airflow_provider_tikvbr.rawbr.finished import back_up_whole
 from airflow_provider_tikvbr.rawbr.gates import (
     check_can_checksum,
     check_can_convert,
     check_can_encrypt,
-    has_backup_ts,
 )
 from airflow_provider_tikvbr.rawbr.gates_storage import check_can_write
+from airflow_provider_tikvbr.rawbr.gc_hold import GcHold
 from airflow_provider_tikvbr.rawbr.leases import ClusterLease, SchedulerLease, hold, put_back
 from airflow_provider_tikvbr.rawbr.lock import StorageLock
 from airflow_provider_tikvbr.rawbr.meta import (
@@ -45,17 +40,15 @@ from airflow_provider_tikvbr.rawbr.meta import (
     withdraw_meta,
     write_meta,
 )
-from airflow_provider_tikvbr.rawbr.options import BackupOptions, VerifyFiles
-from airflow_provider_tikvbr.rawbr.push import back_up_range, count_regions
+from airflow_provider_tikvbr.rawbr.options import BackupOptions
+from airflow_provider_tikvbr.rawbr.push import count_regions
 from airflow_provider_tikvbr.rawbr.request import backup_request
-from airflow_provider_tikvbr.rawbr.safepoint import SafepointLease
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary, Checksum
 from airflow_provider_tikvbr.rawbr.takeover import (
     DIRECTORY,
     backup_identity,
     clear_away,
     discarder,
-    doubtful_files,
     take_over,
 )
 from airflow_provider_tikvbr.rawbr.tasks import is_handover, settle
@@ -148,15 +141,6 @@ class _Backup:
         self._listener = listener
         self._identity = backup_identity(cluster, options, dst)
         self._keys = cluster.codec.api_range(options.keys)
-        self._safepoint: SafepointLease | None = None
-        if has_backup_ts(cluster):
-            self._safepoint = SafepointLease(
-                cluster,
-                safe_interval_s=options.safe_interval_s,
-                gc_ttl_s=options.gc_ttl_s,
-                gcttl_from=options.gcttl_from,
-                listener=listener,
-            )
 
     async def refuse_finished(self) -> None:
         """Make sure that the place holds no backup, or one whose last steps an earlier try of this one has left out.
@@ -171,6 +155,7 @@ class _Backup:
 
     async def run(self, lock: StorageLock) -> BackupSummary:
         """Do what is left to do."""
+        gc = GcHold(self._cluster, self._options, lock=lock, keeps=self._storage.keeps, listener=self._listener)
         complete = await self._storage.exists(META_NAME)
         checkpoint = await Checkpoint.open(
             self._storage,
@@ -183,66 +168,22 @@ class _Backup:
         )
         try:
             # GC is held until the job is over, so that what is left of gcttl is left for whoever comes next.
-            async with self._gc_held_back(checkpoint, complete=complete):
-                written = await (self._found(checkpoint) if complete else self._write(lock, checkpoint))
-                await self._finish(written, checkpoint)
+            async with gc.held(checkpoint, complete=complete):
+                written = await (self._found(checkpoint) if complete else self._write(lock, checkpoint, gc))
+                await self._finish(written, checkpoint, gc)
         except TerminalError:
             if checkpoint.is_empty:
-                await self._forget(checkpoint)
+                await checkpoint.retire()
             raise
-        return self._summary(written)
+        return self._summary(written, gc.backup_ts)
 
-    @contextlib.asynccontextmanager
-    async def _gc_held_back(self, checkpoint: Checkpoint, *, complete: bool) -> AsyncIterator[None]:
-        """Hold GC back while the block runs, and until the next try if there is to be one."""
-        safepoint = self._safepoint
-        if safepoint is None:
-            yield
-            return
-        try:
-            await self._hold_gc_back(safepoint, checkpoint, complete=complete)
-            yield
-        except TransientError:
-            if self._options.resume and self._storage.keeps:
-                await safepoint.leave_for_retry(self._options.retry_in_s)
-            raise
-        except asyncio.CancelledError:
-            if is_handover():
-                await safepoint.leave_for_retry(None)
-            raise
-        finally:
-            await safepoint.stop()
-
-    async def _hold_gc_back(self, safepoint: SafepointLease, checkpoint: Checkpoint, *, complete: bool) -> None:
-        """Register a safepoint: where the first try did, if GC has not passed that."""
-        state = checkpoint.state
-        if checkpoint.resumed and "backup_ts" in state:
-            service_id, backup_ts = str(state["service_id"]), int(state["backup_ts"])
-            if await safepoint.take_over(service_id=service_id, backup_ts=backup_ts):
-                return
-            passed = (
-                f"garbage collection has passed backup-ts {backup_ts} of the try that began at {checkpoint.started}"
-            )
-            if complete:
-                self._safepoint = None
-                message = f"{passed}: the backup is complete, but change capture cannot go on from it"
-                self._listener(Note(level="warning", message=message))
-                return
-            message = f"{passed}, so that change capture could not go on from there: the backup starts over"
-            self._listener(Note(level="warning", message=message))
-            await checkpoint.start_over()
-        await safepoint.choose()
-        # First: if the job dies in between, the next try registers at that backup-ts.
-        await checkpoint.remember(service_id=safepoint.service_id, backup_ts=safepoint.backup_ts)
-        await safepoint.begin()
-
-    async def _write(self, lock: StorageLock, checkpoint: Checkpoint) -> _Written:
+    async def _write(self, lock: StorageLock, checkpoint: Checkpoint, gc: GcHold) -> _Written:
         """Let the stores write their files, and declare the backup complete."""
         cluster, storage, options = self._cluster, self._storage, self._options
         meta: brpb_pb2.BackupMeta | None = None
         try:
             async with hold(checkpoint, *_leases(cluster, options, self._listener)):
-                with self._gc_let_go_if_stopped():
+                with gc.let_go_if_stopped():
                     regions = await count_regions(cluster, self._keys, self._listener)
                     coverage = Coverage(
                         backup_request(cluster, options, self._dst),
@@ -259,22 +200,20 @@ class _Backup:
                             storage,
                             checkpoint,
                             coverage,
-                            cipher=options.cipher,
                             total=regions,
                             budget_s=options.budget_s,
                             listener=self._listener,
                         )
-                    await back_up_range(cluster, coverage, budget_s=options.budget_s, listener=self._listener)
-                    files = await _finished_files(storage, coverage, options)
-                    if self._safepoint is not None:
-                        self._safepoint.check()
-                    await lock.confirm()
-                    meta = await asyncio.to_thread(self._meta, files)
-                    await write_meta(storage, meta, options.cipher)
+                    files = await back_up_whole(
+                        cluster, storage, coverage, budget_s=options.budget_s, listener=self._listener
+                    )
+                    meta = await asyncio.to_thread(self._meta, files, gc.backup_ts)
+                    gc.check()
+                    await write_meta(storage, meta, options.cipher, check=lock.confirm)
         except asyncio.CancelledError:
-            # Whoever stops a backup can start it again in the same place.
-            if meta is not None:
-                await settle(withdraw_meta(storage, meta, options.cipher))
+            # Whoever stops a backup can start it again in the same place; whoever goes on with it takes it for done.
+            if meta is not None and not is_handover():
+                await settle(withdraw_meta(storage, meta, options.cipher, check=lock.confirm))
             raise
         return _Written(
             files=files,
@@ -285,24 +224,14 @@ class _Backup:
             look=coverage.disturbed or not checkpoint.is_first,
         )
 
-    @contextlib.contextmanager
-    def _gc_let_go_if_stopped(self) -> Iterator[None]:
-        """Remove the safepoint beside everything else that is undone: a job that is stopped has about five seconds."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._safepoint is not None and not is_handover():
-                self._safepoint.stop_soon()
-            raise
-
-    def _meta(self, files: Iterable[brpb_pb2.File]) -> brpb_pb2.BackupMeta:
+    def _meta(self, files: Iterable[brpb_pb2.File], backup_ts: int | None) -> brpb_pb2.BackupMeta:
         return build_meta(
             cluster_id=self._cluster.cluster_id,
             cluster_version=self._cluster.cluster_version_text,
             api_version=self._dst,
             keys=dst_codec(self._cluster, self._dst).api_range(self._options.keys),
             files=files,
-            backup_ts=self._safepoint.backup_ts if self._safepoint is not None else None,
+            backup_ts=backup_ts,
         )
 
     async def _found(self, checkpoint: Checkpoint) -> _Written:
@@ -322,7 +251,7 @@ class _Backup:
             look=True,
         )
 
-    async def _finish(self, written: _Written, checkpoint: Checkpoint) -> None:
+    async def _finish(self, written: _Written, checkpoint: Checkpoint, gc: GcHold) -> None:
         """Everything that is done after the backup is complete."""
         await clear_away(
             self._storage,
@@ -335,12 +264,11 @@ class _Backup:
             message = "there is no data in the range: the backup is complete and empty"
             self._listener(Note(level="warning", message=message))
         if self._options.checksum:
-            await self._verify(written, checkpoint)
-        if self._safepoint is not None:
-            await self._safepoint.leave()
-        await self._forget(checkpoint)
+            await self._verify(written, checkpoint, gc)
+        await gc.leave()
+        await checkpoint.retire()
 
-    async def _verify(self, written: _Written, checkpoint: Checkpoint) -> None:
+    async def _verify(self, written: _Written, checkpoint: Checkpoint, gc: GcHold) -> None:
         warn_of_expiry(self._cluster, self._listener)
         try:
             live = await live_checksum(
@@ -360,14 +288,13 @@ class _Backup:
                 # Another try does this step alone.
                 err.message = f"{done}, which another try does: {err}"
                 raise
-            if self._safepoint is not None:
-                await self._safepoint.leave()
-            await self._forget(checkpoint)
+            await gc.leave()
+            await checkpoint.retire()
             # Not transient for the caller: another try would be refused, because the backup exists.
             raise UnverifiedError(f"{done}: {err}; do not back up again, but compare the two later") from err
         if live.checksum != written.checksum:
             # Another comparison would find no other backup.
-            await self._forget(checkpoint)
+            await checkpoint.retire()
             raise ChecksumMismatchError(
                 "the backup is written, but the cluster does not hold the same pairs: the backup has"
                 f" {written.checksum}, the cluster {live.checksum}; was there a write or an expiry meanwhile?",
@@ -375,22 +302,14 @@ class _Backup:
                 actual=live.checksum,
             )
 
-    async def _forget(self, checkpoint: Checkpoint) -> None:
-        """The checkpoint is of no use any more."""
-        try:
-            await checkpoint.remove()
-        except TikvBrError as err:
-            message = f"{checkpoint.place} could not be deleted, which does no harm to the backup: {err}"
-            self._listener(Note(level="warning", message=message))
-
-    def _summary(self, written: _Written) -> BackupSummary:
+    def _summary(self, written: _Written, backup_ts: int | None) -> BackupSummary:
         options = self._options
         return BackupSummary(
             total_ranges=len(written.files),
             ranges_succeed=len(written.files),
             backup_total_regions=written.regions,
             total_take_s=time.monotonic() - self._started,
-            backup_ts=self._safepoint.backup_ts if self._safepoint is not None else None,
+            backup_ts=backup_ts,
             total_kv=written.checksum.total_kvs,
             total_kv_size=written.checksum.total_bytes,
             backup_data_size=written.data_size,
@@ -416,34 +335,3 @@ def _sum(files: Iterable[brpb_pb2.File]) -> Checksum:
     for file in files:
         total += Checksum(file.crc64xor, file.total_kvs, file.total_bytes)
     return total
-
-
-async def _finished_files(storage: Storage, coverage: Coverage, options: BackupOptions) -> list[brpb_pb2.File]:
-    """The files of the backup, after checking that they are all there.
-
-    :raises BackupInvalidError: they are not: the backup must not be declared complete.
-    """
-    # In a thread: there may be half a million. Nothing comes in any more.
-    files = await asyncio.to_thread(_all_files, coverage)
-    if storage.keeps:
-        try:
-            await verify_files(storage, files, VerifyFiles.SIZE, budget_s=options.budget_s, listener=ignore)
-            for file in doubtful_files(files[:1], coverage):
-                await read_file(storage, file, options.cipher)
-        except BackupFileError as err:
-            what, place = err.message.removesuffix(REMEDY), storage.display_url
-            message = f"{what}; the stores wrote it, so check that {place} is one place that they all share"
-            raise BackupFileError(message, file=err.file) from err
-    return files
-
-
-def _all_files(coverage: Coverage) -> list[brpb_pb2.File]:
-    if gaps := coverage.gaps():
-        raise ProtocolError(f"{len(gaps)} ranges are not backed up")
-    files = list(coverage.ranges.files())
-    seen: set[str] = set()
-    for file in files:
-        if file.name in seen:
-            raise BackupInvalidError(f"two stores wrote the file {file.name}: one has overwritten the other's")
-        seen.add(file.name)
-    return files

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 from airflow_provider_tikvbr.exceptions import BackupInvalidError, InvalidOptionError, StorageNotFoundError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -130,7 +130,7 @@ class Checkpoint:
             discard=discard,
         )
         found, damaged = await _patiently(lambda: _read_head(storage, directory))
-        if found is not None and resume and found.kind == identity.kind and found.owner == identity.owner:
+        if resume and _is_of(found, identity):
             name = other_option(found, identity)
             if name is not None:
                 raise InvalidOptionError(
@@ -145,7 +145,7 @@ class Checkpoint:
         made.is_first = found is None and not damaged
         if damaged:
             made._warn(f"{made.place}/{HEAD_NAME} cannot be read: what was finished before is done again")
-        elif found is not None:
+        elif found is not None and not found.done:
             why = f"it is of {found.owner or 'another job'}" if resume else "resume is off"
             made._warn(
                 f"{storage.display_url} holds an unfinished {found.kind}, begun at {found.started}, which is not gone on"
@@ -158,9 +158,7 @@ class Checkpoint:
     async def matches(cls, storage: Storage, *, directory: str, identity: JobIdentity) -> bool:
         """Whether there is a checkpoint of that very job, which the next try would go on with."""
         found, _ = await _patiently(lambda: _read_head(storage, directory))
-        if found is None or (found.kind, found.owner) != (identity.kind, identity.owner):
-            return False
-        return other_option(found, identity) is None
+        return _is_of(found, identity) and other_option(found, identity) is None
 
     @classmethod
     async def exists(cls, storage: Storage, *, directory: str) -> bool:
@@ -276,6 +274,23 @@ class Checkpoint:
             if head in names:
                 await delete(head)
 
+    async def retire(self) -> None:
+        """Delete it, or mark it where the storage does not let us, so that no job takes itself for done by it.
+
+        What cannot be done is told.
+        """
+        try:
+            await self.remove()
+        except TikvBrError as err:
+            what = f"{self.place} could not be deleted"
+            self._head = replace(self._head, done=True)
+            try:
+                await self._write_head()
+            except TikvBrError:
+                self._warn(f"{what}, so delete it: the same job would take itself for done by it: {err}")
+            else:
+                self._warn(f"{what}, and does no harm where it is: {err}")
+
     # --- inside ---
 
     @property
@@ -388,6 +403,11 @@ class Checkpoint:
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Ask a storage that may stumble."""
     return await retry(call, Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=PATIENCE_S))
+
+
+def _is_of(found: Head | None, identity: JobIdentity) -> TypeGuard[Head]:
+    """Whether a checkpoint is of an unfinished job of the same kind and run."""
+    return found is not None and not found.done and (found.kind, found.owner) == (identity.kind, identity.owner)
 
 
 async def _read_head(storage: Storage, directory: str) -> tuple[Head | None, bool]:

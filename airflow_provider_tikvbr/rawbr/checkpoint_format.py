@@ -47,6 +47,7 @@ class Head:
     :param since_ms: when the first try began that may have left something; tries that were not gone on with count too.
     :param writers: who wrote pieces, oldest first.
     :param state: what else the next try has to know.
+    :param done: whether the job is over, so that nobody goes on with it: the checkpoint could not be deleted.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Head:
     digests: dict[str, str]
     writers: tuple[str, ...]
     state: dict[str, int | str] = field(default_factory=dict)
+    done: bool = False
     format: int = FORMAT
 
     @classmethod
@@ -75,6 +77,7 @@ class Head:
                 digests={str(k): str(v) for k, v in found["digests"].items()},
                 writers=tuple(str(w) for w in found["writers"]),
                 state=dict(found["state"]),
+                done=bool(found.get("done", False)),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

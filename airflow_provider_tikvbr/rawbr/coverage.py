@@ -103,9 +103,10 @@ class Coverage:
         self._insert(piece)
         self._before = (len(self.ranges), self.checksum.total_bytes)
 
-    def may_have_been_asked_twice(self, store_id: int) -> bool:
-        """Whether a store may still have been at work for a request whose answers nobody waited for."""
-        return self.resumed or store_id in self.asked_again
+    def give_up(self, file: brpb_pb2.File) -> None:
+        """Let the piece that a file holds be a gap again: the file is not what the answer told."""
+        held = next(piece for piece in self.ranges if any(each.name == file.name for each in piece.files))
+        self._take_out(self.ranges.remove(held.keys))
 
     @property
     def disturbed(self) -> bool:
@@ -199,10 +200,13 @@ class Coverage:
             self.tell()
 
     def _insert(self, piece: FinishedRange) -> None:
-        for old in self.ranges.insert(piece):
+        self._take_out(self.ranges.insert(piece))
+        self._count(piece.files, 1)
+
+    def _take_out(self, pieces: Iterable[FinishedRange]) -> None:
+        for old in pieces:
             self._count(old.files, -1)
             self.replaced += [file.name for file in old.files]
-        self._count(piece.files, 1)
 
     def _count(self, files: Iterable[brpb_pb2.File], sign: int) -> None:
         for file in files:

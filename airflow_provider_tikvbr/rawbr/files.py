@@ -127,6 +127,16 @@ async def read_file(storage: Storage, file: brpb_pb2.File, cipher: Cipher = PLAI
     return await asyncio.to_thread(open_it)
 
 
+async def check_digest(storage: Storage, file: brpb_pb2.File, *, budget_s: float) -> None:
+    """Read one SST and compare it with what its entry says.
+
+    :param budget_s: seconds for which the storage may fail.
+    :raises BackupFileError: it is missing, or not the file that was written.
+    :raises BudgetExceededError: the storage failed for too long.
+    """
+    await retry(lambda: read_file(storage, file), _backoff(budget_s))
+
+
 async def read_member(storage: Storage, name: str) -> bytes:
     """Read a file that belongs to the backup.
 

@@ -34,6 +34,7 @@ from airflow_provider_tikvbr.rawbr.lock_record import (
 from airflow_provider_tikvbr.rawbr.tasks import Handover, current_handover, settle
 from airflow_provider_tikvbr.storage.base import Storage
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
+from airflow_provider_tikvbr.timelimit import within
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ RETRY_BASE_S: Final = 0.2
 RETRY_CAP_S: Final = 3.0
 # Of the five seconds that a job has which is told to stop, its leases need three.
 AT_CANCEL_S: Final = 1.5
+# What a look at the lock may take of them.
+LOOK_S: Final = 0.5
 # A heartbeat is given so long at least, however late it comes.
 LEAST_TRY_S: Final = 1.0
 
@@ -195,8 +198,21 @@ class StorageLock:
         if not self._storage.keeps:
             return
         found = await self._patiently(lambda: read_lock(self._storage, self._name))
-        if found is None or found.holder != self._record.holder:
+        if not self._is_ours(found):
+            self._hand_over()
             raise self._lost_to(found)
+
+    async def has_passed_on(self) -> bool:
+        """Whether the lock is not ours any more, as far as the storage tells at once."""
+        if not self._storage.keeps:
+            return False
+        try:
+            return not self._is_ours(await within(LOOK_S, read_lock(self._storage, self._name)))
+        except (TikvBrError, asyncio.TimeoutError):
+            return False
+
+    def _is_ours(self, found: LockRecord | None) -> bool:
+        return found is not None and found.holder == self._record.holder
 
     def _why_lost(self) -> TikvBrError | None:
         return self._lost
@@ -256,8 +272,7 @@ class StorageLock:
         # Somebody who wrote meanwhile may have waited in vain for ours: that one finds out at a heartbeat.
         in_time = loop.time() - before < self._times.settle_s
         await asyncio.sleep(self._times.settle_s if in_time else self._times.watch_s)
-        now = await self._patiently(lambda: read_lock(self._storage, self._name))
-        return now is not None and now.holder == self._record.holder
+        return self._is_ours(await self._patiently(lambda: read_lock(self._storage, self._name)))
 
     async def _put(self, put: Callable[[str, bytes], Awaitable[T]]) -> T:
         """Write our record; not left half-way: it could land after the release looked for it."""
@@ -285,41 +300,43 @@ class StorageLock:
         while not await self._has_ended_within(pause):
             over_at = self._written_at + self._times.stale_s
             try:
-                found = await asyncio.wait_for(self._renew(), max(over_at - loop.time(), LEAST_TRY_S))
+                found = await within(max(over_at - loop.time(), LEAST_TRY_S), self._renew())
             except (TikvBrError, asyncio.TimeoutError) as err:
                 pause = self._times.heartbeat_s / 4
                 if loop.time() >= over_at:
-                    self._lose(self._not_kept(err), gone_on_with=True)
+                    self._lose(self._not_kept(err))
                     return
             else:
                 pause = self._times.heartbeat_s
-                if found is None or found.holder != self._record.holder:
-                    self._lose(self._lost_to(found), gone_on_with=found is not None)
+                if not self._is_ours(found):
+                    self._lose(self._lost_to(found))
                     return
 
     async def _has_ended_within(self, pause: float) -> bool:
         with contextlib.suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self._ended.wait(), pause)
+            return await within(pause, self._ended.wait())
         return False
 
     async def _renew(self) -> LockRecord | None:
         """Write the lock if it is still ours; what it said."""
         now = asyncio.get_running_loop().time()
         found = await read_lock(self._storage, self._name)
-        if found is not None and found.holder == self._record.holder:
+        if self._is_ours(found):
             await self._storage.write(self._name, self._record.beaten().dump())
             self._written_at = now
         return found
 
-    def _lose(self, why: TikvBrError, *, gone_on_with: bool) -> None:
-        """Stop the work.
-
-        :param gone_on_with: whether another try may be under way already: what is held for it, such as GC, is its own.
-        """
+    def _lose(self, why: TikvBrError) -> None:
+        """Stop the work."""
         self._lost = why
-        if self._work is not None and self._handover is not None:
-            self._handover.announced |= gone_on_with
+        self._hand_over()
+        if self._work is not None:
             self._work.cancel()
+
+    def _hand_over(self) -> None:
+        """Leave what is held for the work, such as GC: another try may be at work with it, or have ended well."""
+        if self._handover is not None:
+            self._handover.announced = True
 
     def _lost_to(self, found: LockRecord | None) -> StorageLockedError:
         how = "was deleted" if found is None else f"was lost to {found}"
@@ -343,7 +360,7 @@ class StorageLock:
             return
         problem = ""
         try:
-            await asyncio.wait_for(self._remove(), limit_s)
+            await within(limit_s, self._remove())
         except asyncio.TimeoutError:
             problem = "no answer in time"
         except TikvBrError as err:
@@ -361,6 +378,5 @@ class StorageLock:
         self._ended.set()
         if self._beat is not None:
             await self._beat
-        found = await self._patiently(lambda: read_lock(self._storage, self._name))
-        if found is not None and found.holder == self._record.holder:
+        if self._is_ours(await self._patiently(lambda: read_lock(self._storage, self._name))):
             await self._patiently(lambda: self._storage.delete(self._name))

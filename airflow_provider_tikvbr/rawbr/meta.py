@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from google.protobuf.message import DecodeError, Message
@@ -33,6 +33,9 @@ from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
 from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiKey, ApiVersion, KeyRange
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
+from airflow_provider_tikvbr.timelimit import within
+
+Check = Callable[[], Awaitable[None]]
 
 META_NAME = "backupmeta"
 RAW_CF = "default"
@@ -55,6 +58,10 @@ BR_VERSION = (
     f"BR\nRelease Version: airflow_provider_tikvbr {__version__}\nGit Commit Hash: None\nGit Branch: None\n"
     f"Go Version: None\nUTC Build Time: None\nRace Enabled: false"
 )
+
+
+async def _unchecked() -> None:
+    """Of a place that nobody else can have."""
 
 
 def build_meta(
@@ -103,14 +110,24 @@ def backup_range(meta: brpb_pb2.BackupMeta) -> KeyRange[ApiKey]:
     return KeyRange(ApiKey(covered.start_key), ApiKey(covered.end_key))
 
 
-async def write_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
+async def write_meta(
+    storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT, *, check: Check = _unchecked
+) -> None:
     """Make the backup complete: one atomic write, never over another backup.
 
+    :param check: run right before each try and once after the last: what it raises is why this is not our place any more.
+        It may be somebody else's by now, who deletes what an earlier try has left there.
     :raises BackupExistsError: the place holds a backupmeta already.
     """
+    # First, as it takes seconds for half a million files.
     data = await asyncio.to_thread(_encrypted, meta, cipher)
-    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=PATIENCE_S)
-    await retry(lambda: _create(storage, data), backoff)
+
+    async def create() -> None:
+        await check()
+        await _create(storage, data)
+
+    await retry(create, Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=PATIENCE_S))
+    await check()
 
 
 async def _create(storage: Storage, data: bytes) -> None:
@@ -127,17 +144,24 @@ async def _create(storage: Storage, data: bytes) -> None:
         raise backup_exists(storage)
 
 
-async def withdraw_meta(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT) -> None:
-    """Undo :func:`write_meta`, as far as the storage lets us and soon; another backup stays."""
+async def withdraw_meta(
+    storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher = PLAINTEXT, *, check: Check = _unchecked
+) -> None:
+    """Undo :func:`write_meta`, as far as the storage lets us and soon; another backup stays.
+
+    :param check: run before: what it raises is why this is not our place any more, where another try may have told already
+        that the backup is complete.
+    """
 
     async def withdraw() -> None:
+        await check()
         data = await storage.read(META_NAME)
         if await asyncio.to_thread(lambda: _decrypted(data, cipher) == meta):
             await storage.delete(META_NAME)
 
     # What is not withdrawn is no harm: another try takes it for done, and does what is left to do.
     with suppress(TikvBrError, asyncio.TimeoutError):
-        await asyncio.wait_for(withdraw(), WITHDRAW_S)
+        await within(WITHDRAW_S, withdraw())
 
 
 def backup_exists(storage: Storage) -> BackupExistsError:

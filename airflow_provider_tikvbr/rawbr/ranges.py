@@ -76,6 +76,13 @@ class FinishedRanges:
         self._size += 1
         return replaced
 
+    def remove(self, keys: KeyRange[ApiKey]) -> list[FinishedRange]:
+        """Take out the pieces that overlap a range.
+
+        :return: them, in key order.
+        """
+        return self._remove_overlaps(keys)
+
     def gaps(self, keys: KeyRange[ApiKey]) -> list[KeyRange[ApiKey]]:
         """The parts of a range that no piece covers, in key order."""
         gaps: list[KeyRange[ApiKey]] = []

@@ -150,12 +150,16 @@ class RestoreCheckpoint:
             return
         try:
             await self._lock.confirm()
-            await self._checkpoint.remove()
         except StorageLockedError:
             raise
         except TikvBrError as err:
-            message = f"the checkpoint in {self._checkpoint.place} could not be removed, so delete it: {err}"
+            message = (
+                f"{self._checkpoint.place} was not deleted, so delete it: the same restore would take itself for done by"
+                f" it: {err}"
+            )
             self._listener(Note(level="warning", message=message))
+        else:
+            await self._checkpoint.retire()
 
 
 def _tell(checkpoint: Checkpoint | None, works: tuple[FileWork, ...], listener: Listener) -> None:
@@ -248,12 +252,17 @@ async def _works(checkpoint: Checkpoint | None, files: Iterable[PlannedFile]) ->
                         whole.add(name)
                     elif name in planned:
                         parts.setdefault(name, []).append(piece.keys)
-    return tuple(
-        FileWork(planned=each, todo=(), resumed=True)
-        if name in whole
-        else FileWork(planned=each, todo=left_of(each.keys, parts.get(name, ())), resumed=name in parts)
-        for name, each in planned.items()
-    )
+
+    def left() -> tuple[FileWork, ...]:
+        return tuple(
+            FileWork(planned=each, todo=(), resumed=True)
+            if name in whole
+            else FileWork(planned=each, todo=left_of(each.keys, parts.get(name, ())), resumed=name in parts)
+            for name, each in planned.items()
+        )
+
+    # In a thread: there may be half a million.
+    return await asyncio.to_thread(left)
 
 
 def left_of(keys: KeyRange[ApiKey], done: Iterable[KeyRange[ApiKey]]) -> tuple[KeyRange[ApiKey], ...]:

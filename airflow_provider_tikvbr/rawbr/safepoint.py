@@ -21,6 +21,7 @@ from airflow_provider_tikvbr.rawbr.options import DEFAULT_GC_TTL_S, GcTtlFrom
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.pd import LOGICAL_BITS
+from airflow_provider_tikvbr.timelimit import within
 
 # What the names of backups' services begin with; tikv-br's and TiDB's BR's are the same.
 SERVICE_PREFIX = "br-"
@@ -49,6 +50,7 @@ class SafepointLease(Lease):
     :param gc_ttl_s: seconds for which it stays if the job succeeds; while the job runs it stays in any case.
     :param gcttl_from: whether these count from the registration or from the end of the job.
     :param listener: told what could not be renewed or removed.
+    :param passed_on: whether another try of the backup has begun: it holds the same safepoint, so that it stays.
     """
 
     name = "the GC safepoint of the backup"
@@ -61,7 +63,9 @@ class SafepointLease(Lease):
         gc_ttl_s: int = DEFAULT_GC_TTL_S,
         gcttl_from: GcTtlFrom = GcTtlFrom.START,
         listener: Listener = ignore,
+        passed_on: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        self._passed_on = passed_on
         self._running_ttl_s = max(gc_ttl_s, LEAST_TTL_S)
         super().__init__(cluster, renew_s=self._running_ttl_s / RENEWALS_PER_TTL, listener=listener)
         self.service_id = f"{SERVICE_PREFIX}{uuid.uuid4()}"
@@ -134,10 +138,12 @@ class SafepointLease(Lease):
         self._left = True
 
     async def leave_for_retry(self, retry_in_s: float | None) -> None:
-        """Let it be held until another try has taken it over.
+        """Let it be held until another try has taken it over; nothing if there is none yet.
 
         :param retry_in_s: in how many seconds that will be; None if nobody knows.
         """
+        if not self.backup_ts:
+            return
         await self.pause()
         if self._lost is None:
             again_s = 0 if retry_in_s is None else math.ceil(retry_in_s) + RETRY_MARGIN_S
@@ -146,7 +152,7 @@ class SafepointLease(Lease):
 
     async def _leave(self, ttl_s: int) -> None:
         try:
-            await asyncio.wait_for(self._register(ttl_s), UNDO_S)
+            await within(UNDO_S, self._register(ttl_s))
         except (TikvBrError, asyncio.TimeoutError) as err:
             # What was registered last holds for a while too.
             reason = str(err) or "PD does not answer"
@@ -165,6 +171,11 @@ class SafepointLease(Lease):
         self.stop_soon()
         if self._stopping is not None:
             await settle(_wait_for(self._stopping))
+
+    async def _stop(self) -> None:
+        await self.pause()
+        if self._passed_on is None or not await self._passed_on():
+            await self._undo()
 
     async def _register(self, ttl_s: int) -> None:
         lowest = await self.cluster.pd.update_service_safe_point(

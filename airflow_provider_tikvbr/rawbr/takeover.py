@@ -13,12 +13,11 @@ from airflow_provider_tikvbr.rawbr.checkpoint import Checkpoint, Discard
 from airflow_provider_tikvbr.rawbr.checkpoint_format import JobIdentity
 from airflow_provider_tikvbr.rawbr.coverage import Coverage
 from airflow_provider_tikvbr.rawbr.events import Listener, Note
-from airflow_provider_tikvbr.rawbr.files import read_file
+from airflow_provider_tikvbr.rawbr.files import check_digest
 from airflow_provider_tikvbr.rawbr.options import BackupOptions
 from airflow_provider_tikvbr.rawbr.ranges import FinishedRange
 from airflow_provider_tikvbr.rawbr.tasks import for_each
 from airflow_provider_tikvbr.storage.base import Storage
-from airflow_provider_tikvbr.storage.cipher import Cipher
 from airflow_provider_tikvbr.tikv.cluster import Cluster
 from airflow_provider_tikvbr.tikv.keys import ApiVersion
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
@@ -64,7 +63,6 @@ async def take_over(
     checkpoint: Checkpoint,
     coverage: Coverage,
     *,
-    cipher: Cipher,
     total: int,
     budget_s: float,
     listener: Listener,
@@ -80,7 +78,7 @@ async def take_over(
     missing: set[str] = set()
     async for pieces in checkpoint.finished():
         for piece in pieces:
-            wrong = await _wrong_file(storage, piece, sizes, cipher, budget_s)
+            wrong = await _wrong_file(storage, piece, sizes, budget_s)
             if wrong is not None:
                 missing.add(wrong)
                 continue
@@ -106,27 +104,18 @@ async def _sizes(storage: Storage, budget_s: float) -> dict[str, int]:
     return await retry(look, Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s))
 
 
-async def _wrong_file(
-    storage: Storage, piece: FinishedRange, sizes: dict[str, int], cipher: Cipher, budget_s: float
-) -> str | None:
+async def _wrong_file(storage: Storage, piece: FinishedRange, sizes: dict[str, int], budget_s: float) -> str | None:
     """A file of a piece that is not what was written."""
     for file in piece.files:
         if sizes.get(file.name) != file.size:
             return file.name
         if TIMELESS_NAME.fullmatch(file.name):
             # Another try may have written over it.
-            backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, budget_s=budget_s)
             try:
-                await retry(lambda file=file: read_file(storage, file, cipher), backoff)  # type: ignore[misc]
+                await check_digest(storage, file, budget_s=budget_s)
             except BackupFileError:
                 return file.name
     return None
-
-
-def doubtful_files(files: Iterable[brpb_pb2.File], coverage: Coverage) -> list[brpb_pb2.File]:
-    """Files that a request which was given up may have written once more, after the one whose answer counts."""
-    found = ((file, TIMELESS_NAME.fullmatch(file.name)) for file in files)
-    return [file for file, name in found if name is not None and coverage.may_have_been_asked_twice(int(name[1]))]
 
 
 def discarder(storage: Storage) -> Discard:

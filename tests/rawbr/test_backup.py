@@ -326,6 +326,15 @@ async def test_backup_ts_from_6_2_on(cluster_version: str, expected: bool, tmp_p
     assert (summary.backup_ts is not None) == expected
 
 
+async def test_a_pd_that_gives_no_time_is_told(tmp_path: Path) -> None:
+    async with cluster(tmp_path, V2) as (embedded, client):
+        embedded.faults.fail(methods.PD_TSO, code=grpc.StatusCode.UNAVAILABLE, times=None)
+        client.pd._budget_s = 0.3
+        with pytest.raises(PDUnavailableError, match="no PD answered Tso"):
+            await run(client, tmp_path / "place")
+        assert undisturbed(embedded)
+
+
 async def test_refused_when_gc_has_passed(tmp_path: Path) -> None:
     place = tmp_path / "place"
     async with cluster(tmp_path, V2) as (embedded, client):
@@ -433,31 +442,55 @@ async def test_files_that_are_not_there_make_no_backup(tmp_path: Path) -> None:
     assert not names(place) & {META_NAME, BACKUP_LOCK}
 
 
-@pytest.mark.parametrize("asked_again", [True, False])
-async def test_a_file_that_a_given_up_request_may_overwrite_is_read(asked_again: bool, tmp_path: Path) -> None:
+def first_file(embedded: EmbeddedCluster) -> str:
+    """The one whose name is the same in every try."""
+    first = embedded.topology.region_of(RegionKey(b""))
+    return f"{first.leader_store_id}/{first.id}_{first.version}_default.sst"
+
+
+@pytest.mark.parametrize("how", ["other", "shorter", "gone"])
+@pytest.mark.parametrize("options", [{}, {"dst_api_version": "v2", **AES}], ids=["plain", "converted"])
+async def test_a_file_that_a_request_of_the_past_writes_over_is_written_again(
+    options: dict[str, Any], how: str, tmp_path: Path
+) -> None:
+    """Nobody knows of that request: the try that made it was killed before it had saved anything."""
     place = tmp_path / "backup"
     async with cluster(tmp_path) as (embedded, client):
-        first = embedded.topology.region_of(RegionKey(b""))
-        if asked_again:
-            embedded.faults.fail(
-                methods.BACKUP, code=grpc.StatusCode.UNAVAILABLE, store_id=first.leader_store_id, times=1
-            )
-        name = f"{first.leader_store_id}/{first.id}_{first.version}_default.sst"
+        name = first_file(embedded)
+        overwritten: list[str] = []
 
         def overwrite(progress: Progress) -> None:
-            file = place / name
-            if file.exists() and progress.done == progress.total:
-                file.write_bytes(file.read_bytes()[:-1] + b"?")
+            if (place / name).exists() and progress.done == progress.total and not overwritten:
+                overwritten.append(name)
+                data = (place / name).read_bytes()
+                (place / name).write_bytes(data[:-1] + (b"?" if how == "other" else b""))
+                if how == "gone":
+                    (place / name).unlink()
 
-        job = run(client, place, Events(on_progress=overwrite))
-        if asked_again:
-            with pytest.raises(BackupFileError, match=name):
-                await job
-            assert not (place / "backupmeta").exists()
-        else:
-            # Nobody else can have written it, so its whole content is not read for nothing.
-            await job
+        events = Events(on_progress=overwrite)
+        summary = await run(client, place, events, **options)
+        meta, found = await content(place, backup_options(**options).cipher)
+        assert overwritten
+    assert found == [(*pair, 0) for pair in make_pairs()]
+    assert summary.total_kv == len(found)
+    assert summary.backup_data_size == sum(file.size for file in meta.files)
+    assert names(place) == {META_NAME, *(file.name for file in meta.files)}
+    assert [note for note in events.notes if f"{name} is not what the last answer told" in note]
+
+
+async def test_a_first_file_that_is_never_what_was_told_makes_no_backup(tmp_path: Path) -> None:
+    place = tmp_path / "backup"
+    async with cluster(tmp_path) as (embedded, client):
+        name = first_file(embedded)
+
+        def overwrite(progress: Progress) -> None:
+            if (place / name).exists() and progress.done == progress.total:
+                (place / name).write_bytes((place / name).read_bytes()[:-1] + b"?")
+
+        with pytest.raises(BackupFileError, match=rf"{name} is not the file.*one place that they all share"):
+            await run(client, place, Events(on_progress=overwrite))
         assert undisturbed(embedded)
+    assert META_NAME not in names(place)
 
 
 class Stopping(LocalStorage):

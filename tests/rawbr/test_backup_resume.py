@@ -151,7 +151,7 @@ async def test_a_backup_of_which_all_is_finished(tmp_path: Path, monkeypatch: py
     await check(place, summary)
 
 
-async def _break_off(*_: Any) -> None:
+async def _break_off(*_: Any, **__: Any) -> None:
     raise TransientError("broken off")
 
 
@@ -318,6 +318,25 @@ async def test_the_first_file_may_have_been_written_over(tmp_path: Path) -> None
         summary = await run(client, place, events)
     await check(place, summary)
     assert any(name in note for note in events.notes)
+
+
+# --- over, but still there ---
+
+
+async def test_an_old_backup_whose_checkpoint_is_left_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    """As with a key for S3 that may not delete; commands have no run that tells one from the other."""
+
+    class Immovable(LocalStorage):
+        async def delete(self, name: str) -> None:
+            raise StorageError("AccessDenied: DeleteObject")
+
+    place, events = tmp_path / "place", Events()
+    async with cluster(tmp_path) as (_, client):
+        await backup(client, Immovable(path=place), backup_options(), events)
+        assert any("backup.checkpoint could not be deleted" in note for note in events.notes)
+        (place / BACKUP_LOCK).unlink()
+        with pytest.raises(BackupExistsError):
+            await backup(client, Immovable(path=place), backup_options(), Events())
 
 
 # --- complete, but not compared ---

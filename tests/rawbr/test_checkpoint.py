@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_tikvbr.exceptions import BudgetExceededError, InvalidOptionError, StorageUnavailableError
+from airflow_provider_tikvbr.exceptions import (
+    BudgetExceededError,
+    InvalidOptionError,
+    StorageError,
+    StorageUnavailableError,
+)
 from airflow_provider_tikvbr.proto import brpb_pb2
 from airflow_provider_tikvbr.rawbr import checkpoint as module
 from airflow_provider_tikvbr.rawbr.checkpoint import HEAD_NAME, Checkpoint
@@ -359,6 +365,59 @@ async def test_another_writer_does_no_harm(storage: Stumbling) -> None:
     last = await opened(storage)
     assert await all_of(last) == [piece(4)]
     await last.remove()
+    assert not names(storage.path)
+
+
+# --- its end ---
+
+
+class Immovable(LocalStorage):
+    """A directory in which nothing may be deleted, and perhaps nothing be changed any more."""
+
+    writable = True
+
+    async def write(self, name: str, data: bytes) -> None:
+        if not self.writable:
+            raise StorageError("AccessDenied: PutObject")
+        await super().write(name, data)
+
+    async def delete(self, name: str) -> None:
+        raise StorageError("AccessDenied: DeleteObject")
+
+
+async def test_what_cannot_be_deleted_is_marked(tmp_path: Path) -> None:
+    storage, events, later = Immovable(path=tmp_path), Events(), Events()
+    checkpoint = await opened(storage, listener=events)
+    checkpoint.add(answer(1))
+    await checkpoint.save()
+    assert await Checkpoint.matches(storage, directory=DIRECTORY, identity=identity())
+    await checkpoint.retire()
+    (note,) = events.notes
+    assert re.fullmatch(
+        r".*backup\.checkpoint could not be deleted, and does no harm .*: AccessDenied: DeleteObject", note
+    )
+    assert not await Checkpoint.matches(storage, directory=DIRECTORY, identity=identity())
+    # Where it can be deleted by then, the next job begins as if it were not there.
+    again = await opened(LocalStorage(path=tmp_path), listener=later)
+    assert not again.resumed
+    assert await all_of(again) == []
+    assert later.notes == []
+
+
+async def test_what_can_neither_be_deleted_nor_marked_is_told(tmp_path: Path) -> None:
+    storage, events = Immovable(path=tmp_path), Events()
+    checkpoint = await opened(storage, listener=events)
+    storage.writable = False
+    await checkpoint.retire()
+    (note,) = events.notes
+    assert re.fullmatch(
+        r".* could not be deleted, so delete it: .* itself for done by it: AccessDenied: DeleteObject", note
+    )
+
+
+async def test_a_job_that_is_over_leaves_nothing(storage: Stumbling) -> None:
+    await leave(storage, 1)
+    await (await opened(storage)).retire()
     assert not names(storage.path)
 
 

@@ -20,6 +20,7 @@ from airflow_provider_tikvbr.exceptions import (
     StorageLockedError,
     StorageUnavailableError,
 )
+from airflow_provider_tikvbr.rawbr import lock as module
 from airflow_provider_tikvbr.rawbr.events import Note
 from airflow_provider_tikvbr.rawbr.lock import LockTimes, StorageLock
 from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK, LockRecord
@@ -401,14 +402,15 @@ async def drop(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lose", "sentence", "handed_over"),
+    ("lose", "sentence", "owner"),
     [
-        (steal, r"was lost to run2 \(host h2, pid 1, .*: this job stops", True),
-        (drop, r"was deleted: this job stops", False),
+        (steal, r"was lost to run2 \(host h2, pid 1, .*: this job stops", "run2"),
+        # Its successor may have ended well.
+        (drop, r"was deleted: this job stops", None),
     ],
 )
 async def test_work_ends_when_its_lock_is_lost(
-    lose: Callable[[Storage], Awaitable[None]], sentence: str, handed_over: bool, storage: Storage
+    lose: Callable[[Storage], Awaitable[None]], sentence: str, owner: str | None, storage: Storage
 ) -> None:
     stopped: list[bool] = []
 
@@ -423,9 +425,50 @@ async def test_work_ends_when_its_lock_is_lost(
     with pytest.raises(StorageLockedError, match=sentence) as caught:
         await asyncio.wait_for(job(), 30)
     # What is held for the successor is left to it.
-    assert stopped == [handed_over]
-    assert caught.value.owner == ("run2" if handed_over else None)
-    assert await names(storage) == ([BACKUP_LOCK] if handed_over else [])
+    assert stopped == [True]
+    assert caught.value.owner == owner
+    assert await names(storage) == ([BACKUP_LOCK] if owner else [])
+
+
+@pytest.mark.parametrize("lose", [steal, drop])
+async def test_a_lock_that_has_passed_on_is_confirmed_to_nobody(
+    lose: Callable[[Storage], Awaitable[None]], storage: Storage
+) -> None:
+    told: list[bool] = []
+
+    async def work(lock: StorageLock) -> None:
+        told.append(await lock.has_passed_on())
+        await lock.confirm()
+        await lose(storage)
+        told.append(await lock.has_passed_on())
+        told.append(is_handover())
+        try:
+            await lock.confirm()
+        finally:
+            told.append(is_handover())
+
+    async with StorageLock.acquire(storage, owner="run1", times=replace(FAST, heartbeat_s=60)) as lock:
+        with pytest.raises(StorageLockedError, match="this job stops"):
+            await lock.guard(work(lock))
+    assert told == [False, True, False, True]
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_storage_that_does_not_tell_leaves_the_lock_to_its_holder(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.05)
+    storage = Failing(path=tmp_path)
+    async with StorageLock.acquire(storage, owner="run1", times=replace(FAST, heartbeat_s=60)) as lock:
+        await storage.write(BACKUP_LOCK, OTHER.dump())
+        if how == "fails":
+            storage.failing = {"read"}
+        else:
+            monkeypatch.setattr(storage, "read", lambda name: asyncio.sleep(60))
+        assert not await lock.has_passed_on()
+        monkeypatch.undo()
+        storage.failing = set()
+        assert await lock.has_passed_on()
 
 
 async def test_work_ends_when_its_lock_cannot_be_kept(tmp_path: Path) -> None:

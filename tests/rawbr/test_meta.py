@@ -11,6 +11,7 @@ from airflow_provider_tikvbr.exceptions import (
     BackupFileError,
     BackupInvalidError,
     BudgetExceededError,
+    StorageLockedError,
     StorageUnavailableError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
@@ -123,6 +124,25 @@ async def test_a_backup_is_never_written_over(storage: Storage) -> None:
 async def test_a_lost_answer_is_no_other_backup(storage: Storage) -> None:
     await write_meta(storage, small_meta())
     await write_meta(storage, small_meta())
+
+
+async def test_a_place_that_is_somebody_elses_by_now_gets_none(storage: Storage) -> None:
+    looks: list[bool] = []
+
+    async def check() -> None:
+        looks.append(await storage.exists(META_NAME))
+        if len(looks) in (1, 4):
+            raise StorageLockedError("it was lost")
+
+    with pytest.raises(StorageLockedError):
+        await write_meta(storage, small_meta(), check=check)
+    await write_meta(storage, small_meta(), check=check)
+    # Once before it is written and once after it.
+    assert looks == [False, False, True]
+    await withdraw_meta(storage, small_meta(), check=check)
+    assert await storage.exists(META_NAME)
+    await withdraw_meta(storage, small_meta(), check=check)
+    assert not await storage.exists(META_NAME)
 
 
 class Faltering(LocalStorage):

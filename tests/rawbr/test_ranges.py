@@ -57,6 +57,17 @@ def test_a_newer_piece_replaces_what_it_overlaps() -> None:
     assert len(found) == 3
 
 
+def test_pieces_can_be_taken_out() -> None:
+    found = FinishedRanges()
+    for start, end in [("", "c"), ("c", "f"), ("f", "")]:
+        found.insert(piece(start, end, f"of-{start}"))
+    assert [p.files[0].name for p in found.remove(keys("c", "f"))] == ["of-c"]
+    assert found.remove(keys("c", "f")) == []
+    assert found.gaps(EVERYTHING) == [keys("c", "f")]
+    assert [f.name for f in found.files()] == ["of-", "of-f"]
+    assert len(found) == 2
+
+
 def test_the_same_piece_twice_counts_once() -> None:
     found = FinishedRanges()
     found.insert(piece("a", "b", "first"))

@@ -280,6 +280,32 @@ async def test_what_is_damaged_of_it_is_done_again(tmp_path: Path) -> None:
         assert await held(embedded) == expected(V1_FULL)
 
 
+async def test_an_old_restore_whose_checkpoint_is_left_is_not_taken_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a key for S3 that may not delete: what was changed since has to be restored."""
+
+    async def refuse(self: LocalStorage, name: str) -> None:
+        raise StorageError("AccessDenied: DeleteObject")
+
+    job = Job(tmp_path)
+    async with target(tmp_path) as (embedded, cluster):
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalStorage, "delete", refuse)
+            await job.run(cluster)
+        assert "restore.checkpoint" in job.notes
+        assert "could not be deleted, and does no harm" in job.notes
+        for path in job.files:
+            if path.name == RESTORE_LOCK:
+                path.unlink()
+        (key, _), *_ = pairs = expected(V1_FULL)
+        await embedded.put([(UserKey(key), b"changed")])
+        assert await held(embedded) != pairs
+        await job.run(cluster, checksum=True)
+        assert await held(embedded) == pairs
+    assert not job.files
+
+
 async def test_a_difference_found_at_the_end_lets_the_next_try_do_it_all(tmp_path: Path) -> None:
     job = Job(tmp_path)
     async with target(tmp_path) as (embedded, cluster):
