@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
+from airflow_provider_tikvbr.embedded import limits
 from airflow_provider_tikvbr.embedded.limits import ImportMode, RateLimiter
 from tests.support.clock import Clock
 
@@ -37,12 +40,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long a limiter wants to wait, in place of waiting."""
     found: list[float] = []
 
-    async def wait_for(waiting: object, timeout: float) -> None:
-        waiting.close()  # type: ignore[attr-defined]
-        found.append(timeout)
+    async def within(limit_s: float, waiting: Coroutine[Any, Any, object]) -> None:
+        waiting.close()
+        found.append(limit_s)
         raise asyncio.TimeoutError
 
-    monkeypatch.setattr(asyncio, "wait_for", wait_for)
+    monkeypatch.setattr(limits, "within", within)
     return found
 
 
