@@ -21,13 +21,13 @@ async def within(limit_s: float | None, work: Awaitable[T]) -> T:
     if limit_s is None:
         return await work
     task = asyncio.ensure_future(work)
+    # Seen, so that asyncio does not complain of an error: that the caller is stopped, or the time is over, matters more.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait((task,), timeout=limit_s)
         over = not task.done()
     finally:
         if not task.done():
-            # Seen, so that asyncio does not complain of it: that the time is over, or the caller stopped, matters more.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
             task.cancel()
             await asyncio.wait((task,))
     if over and task.cancelled():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -78,6 +79,29 @@ async def test_a_cancellation_that_comes_as_the_work_ends_counts(passes: int) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert went_on.is_set() <= (passes > 3), "the job went on"
+
+
+@pytest.mark.parametrize("passes", range(8))
+async def test_an_error_that_comes_with_a_cancellation_is_not_complained_of(passes: int) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    breaks = asyncio.Event()
+
+    async def work() -> None:
+        await breaks.wait()
+        raise ValueError("nobody hears this")
+
+    task = asyncio.ensure_future(within(30, work()))
+    await asyncio.sleep(0.01)
+    breaks.set()
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, ValueError)):
+        await task
+    del task
+    gc.collect()
+    assert complaints == []
 
 
 async def test_who_is_cancelled_ends_the_work_first() -> None:
