@@ -97,8 +97,9 @@ async def test_an_error_that_comes_with_a_cancellation_is_not_complained_of(pass
     for _ in range(passes):
         await asyncio.sleep(0)
     task.cancel()
-    with pytest.raises((asyncio.CancelledError, ValueError)):
-        await task
+    await asyncio.wait((task,))
+    assert task.cancelled() or task.exception()
+    # Whoever keeps an error keeps the tasks of its traceback.
     del task
     gc.collect()
     assert complaints == []
