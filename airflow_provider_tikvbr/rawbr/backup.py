@@ -211,8 +211,8 @@ class _Backup:
                     gc.check()
                     await write_meta(storage, meta, options.cipher, check=lock.confirm)
         except asyncio.CancelledError:
-            # Whoever stops a backup can start it again in the same place; whoever goes on with it takes it for done.
-            if meta is not None and not is_handover():
+            # Whoever stops a backup can start it again in the same place; who goes on with it takes it for done.
+            if meta is not None and not (is_handover() and options.resume):
                 await settle(withdraw_meta(storage, meta, options.cipher, check=lock.confirm))
             raise
         return _Written(

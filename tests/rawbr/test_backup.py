@@ -36,6 +36,7 @@ from airflow_provider_tikvbr.rawbr.lock_record import BACKUP_LOCK, LockRecord
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta
 from airflow_provider_tikvbr.rawbr.options import backup_options
 from airflow_provider_tikvbr.rawbr.summary import BackupSummary
+from airflow_provider_tikvbr.rawbr.tasks import expect_handover
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.local import LocalStorage
@@ -523,6 +524,21 @@ async def test_a_backup_that_is_stopped_can_be_started_again(name: str, tmp_path
         assert not names(place) & {META_NAME, BACKUP_LOCK}
         assert undisturbed(embedded)
         assert (await run(client, place)).checksum == checksum_of(make_pairs())
+
+
+@pytest.mark.parametrize("resume", [True, False])
+async def test_a_complete_backup_is_left_to_who_goes_on_with_it(resume: bool, tmp_path: Path) -> None:
+    """As when the triggerer restarts right then."""
+    place = tmp_path / "backup"
+    async with cluster(tmp_path) as (_, client):
+        storage = Stopping(place, META_NAME)
+        expect_handover().announced = True
+        storage.job = asyncio.ensure_future(backup(client, storage, backup_options(owner="run", resume=resume)))
+        with pytest.raises(asyncio.CancelledError):
+            await storage.job
+        assert (META_NAME in names(place)) == resume
+        assert BACKUP_LOCK not in names(place)
+        assert (await run(client, place, owner="run", resume=resume)).checksum == checksum_of(make_pairs())
 
 
 async def test_a_checksum_that_differs(tmp_path: Path) -> None:
