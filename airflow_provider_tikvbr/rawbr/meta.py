@@ -26,13 +26,15 @@ from airflow_provider_tikvbr.exceptions import (
     TransientError,
 )
 from airflow_provider_tikvbr.proto import brpb_pb2
-from airflow_provider_tikvbr.rawbr.files import REMEDY, read_member
+from airflow_provider_tikvbr.rawbr.files import REMEDY, read_file, read_member
 from airflow_provider_tikvbr.rawbr.meta_bytes import FILES_AT_ONCE, dump_meta, foreign_field, parse_meta
 from airflow_provider_tikvbr.rawbr.tasks import settle
 from airflow_provider_tikvbr.storage.base import Storage, check_name
 from airflow_provider_tikvbr.storage.cipher import IV_LENGTH, PLAINTEXT, Cipher, new_iv
-from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiKey, ApiVersion, KeyRange
+from airflow_provider_tikvbr.storage.sst import SstReader
+from airflow_provider_tikvbr.tikv.keys import RAW_MODE, ApiKey, ApiVersion, KeyCodec, KeyRange
 from airflow_provider_tikvbr.tikv.retry import Backoff, retry
+from airflow_provider_tikvbr.tikv.values import decode_value
 from airflow_provider_tikvbr.timelimit import within
 
 Check = Callable[[], Awaitable[None]]
@@ -47,8 +49,6 @@ RETRY_CAP_S = 5.0
 # A job that is told to stop has about five seconds; most of them go to the cluster.
 WRITE_AT_STOP_S = 1.0
 WITHDRAW_S = 1.0
-
-DEFAULT_KEYSPACE = RAW_MODE + bytes(3)
 
 # Deeper than any writer goes: one level holds a hundred million files.
 MAX_INDEX_DEPTH = 8
@@ -209,7 +209,41 @@ async def read_meta(storage: Storage, cipher: Cipher = PLAINTEXT) -> brpb_pb2.Ba
         meta.ClearField("raw_range_index")
     meta.version = 0
     await asyncio.to_thread(_check, storage, meta)
+    # The API version is what every writer ends with, and none at all stands for V1.
+    if int(meta.api_version) == ApiVersion.V1 and await _is_of_v2(storage, meta, cipher):
+        raise _unusable(storage, "its end is missing")
     return meta
+
+
+async def _is_of_v2(storage: Storage, meta: brpb_pb2.BackupMeta, cipher: Cipher) -> bool:
+    """Whether a backup holds data of API V2 for certain, whatever it says."""
+    if backup_ts_in(meta) is not None:
+        return True
+    # All its keys begin so, but those of a user of V1 may too: only the data tell one from the other.
+    if not backup_range(meta).start.startswith(RAW_MODE):
+        return False
+    file = min((file for file in meta.files if file.total_kvs), key=lambda file: file.size, default=None)
+    if file is None:
+        return False
+    try:
+        data = await read_file(storage, file, cipher)
+        return await asyncio.to_thread(_holds_v2, data, file.name)
+    except BackupFileError:
+        # Whoever needs the file will say so.
+        return False
+
+
+def _holds_v2(data: bytes, name: str) -> bool:
+    codec = KeyCodec(ApiVersion.V2)
+    try:
+        for engine_key, stored in SstReader(data, name=name):
+            key, _ = codec.split_engine_key(engine_key)
+            decode_value(ApiVersion.V2, stored)
+            if not key.startswith(RAW_MODE):
+                return False
+    except ValueError:
+        return False
+    return True
 
 
 def _encrypted(meta: brpb_pb2.BackupMeta, cipher: Cipher) -> bytes:
@@ -285,12 +319,6 @@ def _check(storage: Storage, meta: brpb_pb2.BackupMeta) -> None:
         raise _unusable(storage, f"API version {meta.api_version} is not known")
     if len(meta.raw_ranges) != 1:
         raise _unusable(storage, f"it has {len(meta.raw_ranges)} key ranges instead of one")
-    # The API version is what every writer ends with, and none at all stands for V1. Nobody but V2 has a backup-ts, and
-    # nobody else's keys begin like those of its default keyspace.
-    if int(meta.api_version) == ApiVersion.V1 and (
-        meta.end_version or meta.raw_ranges[0].start_key.startswith(DEFAULT_KEYSPACE)
-    ):
-        raise _unusable(storage, "its end is missing")
     _check_fields(storage, [meta, *meta.raw_ranges, *meta.files])
     seen: set[str] = set()
     for file in meta.files:

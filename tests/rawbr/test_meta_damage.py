@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import random
+import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastcrc import crc64
 
 from airflow_provider_tikvbr.exceptions import BackupFileError, BackupInvalidError, TikvBrError
 from airflow_provider_tikvbr.proto import brpb_pb2
+from airflow_provider_tikvbr.rawbr.backup import backup
 from airflow_provider_tikvbr.rawbr.expected import expected_checksum
 from airflow_provider_tikvbr.rawbr.files import verify_files
 from airflow_provider_tikvbr.rawbr.meta import META_NAME, read_meta, write_meta
-from airflow_provider_tikvbr.rawbr.options import VerifyFiles, restore_options
+from airflow_provider_tikvbr.rawbr.options import VerifyFiles, backup_options, restore_options
 from airflow_provider_tikvbr.rawbr.plan import RestorePlan, make_plan
 from airflow_provider_tikvbr.rawbr.summary import Checksum
 from airflow_provider_tikvbr.storage.cipher import PLAINTEXT, Cipher
 from airflow_provider_tikvbr.storage.factory import open_storage
 from airflow_provider_tikvbr.storage.local import LocalStorage
 from airflow_provider_tikvbr.storage.sst import SstReader
-from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, KeyCodec
+from airflow_provider_tikvbr.tikv.keys import EVERYTHING, ApiKey, ApiVersion, KeyCodec, UserKey
+from tests.rawbr.jobs import cluster
 from tests.support.golden import Golden
 
 RANGE = Golden("v1", "range")
@@ -185,12 +189,44 @@ async def test_an_end_that_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("golden", [Golden("v2", "full"), Golden("v2", "range"), Golden("v1", "range_to_v2")], ids=str)
 async def test_an_api_version_that_is_missing(golden: Golden, tmp_path: Path) -> None:
     """Cut right before it, it would be a backup of API V1, whose restore would make a mess of a V1 cluster."""
-    storage = open_storage(str(tmp_path))
+    storage = open_storage(str(tmp_path / "place"))
+    shutil.copytree(golden.path, tmp_path / "place")
     whole = (golden.path / META_NAME).read_bytes()
     assert whole.endswith(b"\x90\x01\x02")
     await storage.write(META_NAME, whole[:-3])
     with pytest.raises(BackupInvalidError, match=r"backupmeta in .* cannot be used: its end is missing; put back"):
         await read_meta(storage)
+
+
+@pytest.mark.parametrize("prefix", [b"r", b"r\0\0\0", b"r\0\0\x01"])
+async def test_keys_of_v1_that_begin_like_those_of_v2(prefix: bytes, tmp_path: Path) -> None:
+    """A backup of a range of them is as good as any other."""
+    pairs = [(UserKey(prefix + b"%04d" % number), b"value-%d" % number + bytes(1)) for number in range(30)]
+    keys: dict[str, Any] = {"start": prefix.hex(), "end": (prefix + b"9").hex(), "format": "hex"}
+    async with cluster(tmp_path, pairs=pairs, split_keys=[pairs[10][0], pairs[20][0]]) as (_, client):
+        place = tmp_path / "place"
+        summary = await backup(client, open_storage(str(place)), backup_options(**keys))
+        assert summary.total_kv == len(pairs)
+        meta = await read_meta(open_storage(str(place)))
+        assert (meta.api_version, meta.raw_ranges[0].start_key) == (0, prefix)
+        # What is wrong with a file is for those to say who need it.
+        for path in place.rglob("*.sst"):
+            path.write_bytes(b"no SST")
+        assert await read_meta(open_storage(str(place))) == meta
+
+
+async def test_an_api_version_that_is_missing_of_an_encrypted_backup(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    aes: dict[str, Any] = {"crypter_method": "aes192-ctr", "crypter_key": "07" * 24}
+    cipher = restore_options(**aes).cipher
+    async with cluster(tmp_path, ApiVersion.V2, version="6.1.1") as (_, client):
+        storage = open_storage(str(place))
+        assert (await backup(client, storage, backup_options(**aes))).backup_ts is None
+    whole = (place / META_NAME).read_bytes()
+    assert cipher.decrypt(whole[16:], whole[:16]).endswith(b"\x90\x01\x02")
+    await storage.write(META_NAME, whole[:-3])
+    with pytest.raises(BackupInvalidError, match="its end is missing; put back"):
+        await read_meta(storage, cipher)
 
 
 async def test_an_api_version_that_is_missing_behind_a_backup_ts(tmp_path: Path) -> None:
