@@ -101,7 +101,7 @@ class _Splitter:
         self._cluster = cluster
         self._max_keys = max_keys
         self._listener = listener
-        self.new_regions: list[int] = []
+        self.new_regions: list[Region] = []
         self._error: TransientError | None = None
 
     async def split(self, job: tuple[Region, Sequence[SplitKey]]) -> None:
@@ -120,7 +120,7 @@ class _Splitter:
             self._cluster.regions.invalidate(region.id)
         else:
             self._cluster.regions.update(pieces)
-            self.new_regions += [piece.id for piece in pieces if piece.id != region.id]
+            self.new_regions += [piece for piece in pieces if piece.id != region.id]
 
     def take_error(self) -> TransientError | None:
         """Why some region of this round would not split; asked for once a round."""
@@ -140,20 +140,22 @@ class _Splitter:
             raise RegionNotReadyError(f"region {region.id} did not split", kind="no_split", region_id=region.id)
         return pieces
 
-    async def spread(self, region_ids: Sequence[int]) -> None:
+    async def spread(self, regions: Sequence[Region]) -> None:
         """Wait until PD knows new regions, and ask it to spread them."""
         deadline = _now() + KNOWN_WAIT_S
 
-        async def known(region_id: int) -> None:
+        async def known(region: Region) -> None:
             for pause in _pauses(0.008, 1.0, deadline):
                 with contextlib.suppress(TransientError):
-                    if await self._cluster.pd.region_by_id(region_id) is not None:
+                    # By its key: it may be part of a newer region by now.
+                    found = await self._cluster.pd.region(region.start)
+                    if found is not None and found.version >= region.version:
                         return
                 await asyncio.sleep(pause)
 
-        await for_each(region_ids, known, concurrency=CONCURRENCY)
-        for at in range(0, len(region_ids), SCATTER_BATCH):
-            await self._scatter(region_ids[at : at + SCATTER_BATCH])
+        await for_each(regions, known, concurrency=CONCURRENCY)
+        for at in range(0, len(regions), SCATTER_BATCH):
+            await self._scatter([region.id for region in regions[at : at + SCATTER_BATCH]])
 
     async def _scatter(self, region_ids: Sequence[int]) -> None:
         for attempt in range(SCATTER_TRIES):
@@ -174,16 +176,16 @@ class _Splitter:
         deadline = _now() + SCATTER_WAIT_S
         late: list[int] = []
 
-        async def spread(region_id: int) -> None:
+        async def spread(region: Region) -> None:
             for pause in _pauses(0.05, 1.0, deadline):
                 with contextlib.suppress(TransientError):
-                    if not await self._cluster.pd.is_scattering(region_id):
+                    if not await self._cluster.pd.is_scattering(region.id):
                         break
                 await asyncio.sleep(pause)
             else:
-                late.append(region_id)
+                late.append(region.id)
             # Its peers are elsewhere now.
-            self._cluster.regions.invalidate(region_id)
+            self._cluster.regions.invalidate(region.id)
 
         await for_each(self.new_regions, spread, concurrency=CONCURRENCY)
         if late:
